@@ -1,0 +1,277 @@
+"""Masked distributions and masked reductions over the last axis, the actions.
+
+A mask is `torch.bool`, True = valid, of the same shape as the scores. Half-precision scores are
+upcast to float32; float64 stays float64. Invalid scores are replaced by -inf *inside* an op, so that
+no finite valid score can lose against them, and never leave it: an invalid log-probability is the
+finite minimum of its dtype, an invalid probability exactly 0, and the gradient of an invalid score
+exactly 0. A row without a valid entry is an error of the caller: checked in every op under
+`set_debug(True)`, and otherwise once, where the mask enters the program (`rlmask.vector`).
+
+Reference: Huang & Ontañón 2022, arXiv:2006.14171 (masking the softmax keeps the policy gradient exact).
+
+Dimension key: `*batch` any leading shape, `actions` the union action set.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_debug = False
+_HALF = (torch.float16, torch.bfloat16)
+_MINUS_INF = torch.tensor(-torch.inf)  # a Python scalar would be made a tensor on every call
+
+
+class EmptyMaskError(ValueError):
+    """A row of a mask has no valid entry, so there is no distribution over it."""
+
+
+class InvalidActionError(ValueError):
+    """An action was used that its mask rules out."""
+
+
+def set_debug(enabled: bool) -> None:
+    """Check every mask in every op: empty rows and invalid actions raise. Forces a device sync."""
+    global _debug
+    _debug = enabled
+
+
+def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:
+    """Raise `EmptyMaskError` if a row has no valid entry."""
+    empty = ~mask.any(dim=-1)
+    if bool(empty.any()):
+        row = empty.nonzero()[0].tolist()
+        raise EmptyMaskError(
+            f"mask row {row} of shape {tuple(mask.shape)} has no valid action; a state in which the "
+            "episode goes on needs at least one"
+        )
+
+
+def _check_action(mask: Bool[Tensor, "*batch actions"], action: Int[Tensor, "*batch"]) -> None:
+    chosen_valid = mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    if not bool(chosen_valid.all()):
+        row = (~chosen_valid).nonzero()[0].tolist()
+        raise InvalidActionError(
+            f"action {int(action[tuple(row)])} in row {row} is ruled out by its mask; "
+            "its log-probability does not exist"
+        )
+
+
+def _masked(scores: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]) -> Tensor:
+    """Scores in at least float32 with -inf where invalid."""
+    if _debug:
+        check_mask(mask)
+    if scores.dtype in _HALF:
+        scores = scores.float()
+    return torch.where(mask, scores, _MINUS_INF)
+
+
+def masked_log_softmax(
+    logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+) -> Float[Tensor, "*batch actions"]:
+    """Return log-probabilities of the softmax over the valid actions.
+
+    log π(a) = z_a - log Σ_{b valid} exp z_b; the dtype's finite minimum where `a` is invalid.
+    """
+    log_probs = torch.log_softmax(_masked(logits, mask), dim=-1)
+    # clamp, not a second where: it is vectorised, and its gradient below the bound is exactly 0
+    return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+
+
+def masked_softmax(
+    logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+) -> Float[Tensor, "*batch actions"]:
+    """Return the probabilities of the softmax over the valid actions; exactly 0 where invalid."""
+    return torch.softmax(_masked(logits, mask), dim=-1)
+
+
+def masked_sample(
+    logits: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    generator: torch.Generator | None = None,
+) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Draw one valid action a row; return it and its log-probability."""
+    uniform = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)
+    return masked_inverse_cdf(logits, mask, uniform)
+
+
+def masked_inverse_cdf(
+    logits: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    uniform: Float[Tensor, "*batch"],
+) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Map one uniform draw in [0, 1) a row to a valid action; return it and its log-probability.
+
+    a = min {a : Σ_{b <= a} π(b) > u Σ_b π(b)}. An invalid action adds nothing to the cumulated
+    sum, so it can never be the first to exceed; and u c < c holds in floating point for every
+    u <= 1 - 2^-24, so the index never runs past the last valid action.
+    """
+    probs = torch.softmax(_masked(logits, mask), -1)
+    cumulated = probs.cumsum(-1)
+    threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1)
+    action = torch.searchsorted(cumulated, threshold, right=True)
+    return action.squeeze(-1), probs.gather(-1, action).squeeze(-1).log()
+
+
+def masked_argmax(
+    values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+) -> Int[Tensor, "*batch"]:
+    """Return the valid action of the highest value, the lowest index among equals."""
+    # max over a bool comparison, not argmax of the values: argmax leaves the order of ties open,
+    # and picks an invalid entry when every valid value is -inf
+    masked = _masked(values, mask)
+    best = (masked == masked.amax(dim=-1, keepdim=True)) & mask
+    return best.int().argmax(dim=-1)
+
+
+def masked_max(
+    values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+) -> Float[Tensor, "*batch"]:
+    """Return the highest value among the valid actions. Ties share the gradient equally."""
+    return _masked(values, mask).amax(dim=-1)
+
+
+def masked_mean(
+    values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+) -> Float[Tensor, "*batch"]:
+    """Return the mean of the values of the valid actions."""
+    if _debug:
+        check_mask(mask)
+    if values.dtype in _HALF:
+        values = values.float()
+    return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
+
+
+def masked_entropy(
+    log_probs: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    *,
+    normalized: bool = False,
+) -> Float[Tensor, "*batch"]:
+    """Return the entropy in nats, H = -Σ_{a valid} π(a) log π(a).
+
+    Args:
+        normalized: divide by log k, k the number of valid actions: 1 for the uniform policy in
+            every state, so that one coefficient fits states and games of different k; 0 for k = 1.
+    """
+    if _debug:
+        check_mask(mask)
+    # where on the input: a product with exp(log_prob) = 0 would meet the finite minimum instead
+    log_probs = torch.where(mask, log_probs, 0.0)
+    entropy = -torch.where(mask, log_probs.exp() * log_probs, 0.0).sum(dim=-1)
+    return normalize_entropy(entropy, mask) if normalized else entropy
+
+
+def normalize_entropy(
+    entropy: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch actions"]
+) -> Float[Tensor, "*batch"]:
+    """Divide an entropy by its maximum log k, k the number of valid actions; 0 where k = 1."""
+    num_valid = mask.sum(dim=-1).clamp(min=2)
+    return entropy / num_valid.to(entropy.dtype).log()
+
+
+def masked_kl(
+    log_probs_p: Float[Tensor, "*batch actions"],
+    log_probs_q: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+) -> Float[Tensor, "*batch"]:
+    """Return KL(p || q) = Σ_{a valid} p(a) (log p(a) - log q(a)) in nats."""
+    if _debug:
+        check_mask(mask)
+    log_probs_p = torch.where(mask, log_probs_p, 0.0)
+    log_probs_q = torch.where(mask, log_probs_q, 0.0)
+    return torch.where(mask, log_probs_p.exp() * (log_probs_p - log_probs_q), 0.0).sum(dim=-1)
+
+
+def masked_epsilon_greedy(
+    values: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    epsilon: float,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "*batch"]:
+    """Return the best valid action, or with probability `epsilon` a uniformly drawn valid one."""
+    uniform_action, _ = masked_sample(torch.zeros_like(values), mask, generator)
+    draw = torch.rand(values.shape[:-1], generator=generator, device=values.device)
+    return torch.where(draw < epsilon, uniform_action, masked_argmax(values, mask))
+
+
+def masked_log_prob_and_entropy(
+    logits: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    action: Int[Tensor, "*batch"],
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Return log π(action) and the entropy of π, the softmax over the valid actions.
+
+    The same as `masked_log_softmax`, a gather and `masked_entropy`, with the gradient written out:
+    one pass over the mask instead of four. Differentiable to any order.
+
+    Raises:
+        InvalidActionError: under `set_debug(True)`, if an action is invalid. Otherwise its
+            log-probability is the finite minimum, never a quiet 0.
+    """
+    if _debug:
+        _check_action(mask, action)
+    log_prob, entropy, _, _ = _LogProbAndEntropy.apply(logits, mask, action)
+    return log_prob, entropy
+
+
+class _LogProbAndEntropy(torch.autograd.Function):
+    """Log-probability of an action and entropy, with one pass over the mask.
+
+    With p the masked softmax of z and e = p log p (0 where p = 0), H = -Σ e:
+
+        ∂ log p_a / ∂z = 1_a - p          ∂ H / ∂z = -(e + H p)
+
+    Both are 0 where p is, so the gradient needs no mask. p and e are outputs too, so that a second
+    derivative finds them in the graph.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Tensor, mask: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [*batch], [*batch], 2 x [*batch, actions]
+        masked = _masked(logits, mask)
+        log_probs = torch.log_softmax(masked, -1).clamp(min=torch.finfo(masked.dtype).min)
+        probs = torch.softmax(masked, -1)  # not exp(log_probs): exp is slow where it underflows
+        log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        e = log_probs.mul_(probs)
+        return log_prob, e.sum(-1).neg_(), probs, e
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        logits, mask, action = inputs
+        _, entropy, probs, e = output
+        action_valid = mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        ctx.save_for_backward(action, action_valid, entropy, probs, e)
+        ctx.set_materialize_grads(False)
+        ctx.logits_dtype = logits.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, None, None]:
+        grad_log_prob, grad_entropy, grad_probs, grad_e = grad_outputs
+        action, action_valid, entropy, probs, e = ctx.saved_tensors
+        coefficient = torch.zeros_like(entropy)  # gathers every multiple of -p
+        if grad_log_prob is not None:
+            grad_log_prob = grad_log_prob * action_valid
+            coefficient = coefficient + grad_log_prob
+        if grad_entropy is not None:
+            coefficient = coefficient + grad_entropy * entropy
+        through = None  # only a second derivative comes through p and e
+        if grad_probs is not None:
+            through = probs * grad_probs
+        if grad_e is not None:
+            through_e = (e + probs) * grad_e
+            through = through_e if through is None else through + through_e
+        if through is not None:
+            coefficient = coefficient + through.sum(-1)
+        grad = probs * -coefficient.unsqueeze(-1)
+        if grad_entropy is not None:
+            grad = torch.addcmul(grad, e, -grad_entropy.unsqueeze(-1))
+        if through is not None:
+            grad = grad + through
+        if grad_log_prob is not None:
+            grad.scatter_add_(-1, action.unsqueeze(-1), grad_log_prob.unsqueeze(-1))
+        return grad.to(ctx.logits_dtype), None, None
