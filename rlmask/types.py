@@ -1,0 +1,128 @@
+"""The records that flow between the parts, and the shape of a policy.
+
+Dimension key: `T` steps, `N` envs, `B` batch, `A` union actions.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObsSpec:
+    """What an observation is, after `rlmask.vector` has brought it to one of three kinds.
+
+    Attributes:
+        kind: `discrete` (an integer below `n`), `vector` (float32, 1-d) or `image` (height, width,
+            channels; uint8, or float32 planes).
+        shape: of one observation; () for `discrete`.
+        dtype: as torch names it, `int64`, `float32` or `uint8`.
+        n: number of values of a `discrete` observation, else 0.
+    """
+
+    kind: Literal["discrete", "vector", "image"]
+    shape: tuple[int, ...]
+    dtype: Literal["int64", "float32", "uint8"]
+    n: int = 0
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of an observation tensor."""
+        return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """The union action set: `nvec` has one entry for Discrete, one a part for MultiDiscrete."""
+
+    nvec: tuple[int, ...]
+
+    @property
+    def num_actions(self) -> int:
+        """Length of the mask, A = sum(nvec)."""
+        return sum(self.nvec)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one action: () for Discrete, (parts,) for MultiDiscrete."""
+        return () if len(self.nvec) == 1 else (len(self.nvec),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """The facts of T steps of N envs; hyper-parameters (gamma, clipping) never enter.
+
+    `next_value` is the value of the true successor of each step: of the final observation where an
+    episode was truncated, not of the observation after the reset.
+    """
+
+    obs: Tensor  # [T, N, *obs]
+    action_mask: Bool[Tensor, "T N A"]
+    action: Int[Tensor, "T N *parts"]
+    log_prob: Float[Tensor, "T N"]
+    value: Float[Tensor, "T N"]
+    next_value: Float[Tensor, "T N"]
+    reward: Float[Tensor, "T N"]
+    terminated: Bool[Tensor, "T N"]
+    truncated: Bool[Tensor, "T N"]
+
+
+class Policy(Protocol):
+    """Anything that chooses actions: a trained network, a teacher, a script, a random policy."""
+
+    def __call__(self, obs: Tensor, action_mask: Bool[Tensor, "B A"]) -> Int[Tensor, "B *parts"]:
+        """Return one valid action a row."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One finished episode.
+
+    Attributes:
+        game: index of the game in a multi-game env, else 0.
+        episode_return: undiscounted sum of the env's own rewards.
+        episode_length: steps.
+        invalid_actions: how many of its actions the mask ruled out (only without enforcement).
+    """
+
+    game: int
+    episode_return: float
+    episode_length: int
+    invalid_actions: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a trainer yields once per update.
+
+    Attributes:
+        update: number of updates done, counted from the start of the run.
+        env_steps: env steps done, over all envs.
+        metrics: `area/name` -> value; the names are listed in docs/metrics.md.
+        episodes: the episodes that ended since the last update.
+        policy: the policy as it is now; sampling, with its own generator.
+        capture: returns everything that `train(config, resume=...)` needs to go on bit for bit: a
+            tree of dicts and lists with tensors, arrays, numbers, strings at its leaves. Valid until
+            the trainer goes on.
+    """
+
+    update: int
+    env_steps: int
+    metrics: dict[str, float]
+    episodes: list[Episode]
+    policy: Policy
+    capture: Callable[[], dict[str, Any]]
+
+
+def tree_map(function: Callable[[Tensor], Tensor], record: Record) -> Record:
+    """Apply a function to every tensor of a record (a dataclass of tensors)."""
+    fields = dataclasses.fields(record)
+    return type(record)(**{f.name: function(getattr(record, f.name)) for f in fields})

@@ -1,0 +1,92 @@
+"""Any Gymnasium env in, one mask convention out. The only place that knows Gymnasium."""
+
+from functools import partial
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from rlmask.vector.env import MaskedEnv, episode_seed
+from rlmask.vector.games import Game, VectorSpec, join, probe
+from rlmask.vector.mask import MASK_SOURCES, MaskError, MaskSource
+from rlmask.vector.native import NativeVector
+from rlmask.vector.spaces import EnvError, SpaceError
+from rlmask.vector.vectorize import AsyncVector, ReplayWarning, SyncVector, VectorStep
+
+Vectorization = Literal["sync", "async", "native"]
+
+
+class VectorEnv(Protocol):
+    """What a trainer and an evaluation need: `SyncVector`, `AsyncVector` and `NativeVector`."""
+
+    spec: VectorSpec
+    num_envs: int
+
+    def reset(self) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def step(self, action: Tensor) -> VectorStep: ...  # noqa: D102
+    def capture(self) -> object: ...  # noqa: D102
+    def restore(self, state: object) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+def make_vector(
+    games: tuple[Game, ...],
+    num_envs: int,
+    seed: int,
+    *,
+    vectorization: Vectorization = "sync",
+    num_actions: int | None = None,
+    stream: int = 0,
+    enforce: bool = True,
+) -> SyncVector | AsyncVector | NativeVector:
+    """Make N envs of one game, or of several in turn, over one union of actions.
+
+    Args:
+        games: env i plays game i modulo the number of games.
+        num_envs: N, a multiple of the number of games.
+        seed: of the run; every episode of every env has its own seed, derived from it.
+        vectorization: `sync`, one process; `async`, one process an env; `native`, the env's own.
+        num_actions: size of the union; None: what the games need.
+        stream: 0 for training, 1 for evaluation.
+        enforce: raise on an invalid action; otherwise count it (not for `native`).
+
+    Raises:
+        EnvError, SpaceError, MaskError: as the envs give cause.
+        ValueError: if `num_envs` is not a multiple of the number of games.
+    """
+    if num_envs < 1 or num_envs % len(games):
+        raise ValueError(
+            f"num_envs is {num_envs}; {len(games)} games need a multiple of {len(games)}, so that "
+            "each has the same share"
+        )
+    if vectorization == "native":
+        if len(games) > 1:
+            raise EnvError("vectorization `native` takes one game; set it to `sync` for several")
+        return NativeVector(games[0], num_envs, seed, stream)
+    spec = join(games, num_actions)
+    make = partial(MaskedEnv, spec, seed=seed, stream=stream, enforce=enforce)
+    if vectorization == "async":
+        return AsyncVector(spec, num_envs, make)
+    return SyncVector(spec, [make(index=index) for index in range(num_envs)])
+
+
+__all__ = [
+    "MASK_SOURCES",
+    "AsyncVector",
+    "EnvError",
+    "Game",
+    "MaskError",
+    "MaskSource",
+    "MaskedEnv",
+    "NativeVector",
+    "ReplayWarning",
+    "SpaceError",
+    "SyncVector",
+    "VectorEnv",
+    "VectorSpec",
+    "VectorStep",
+    "Vectorization",
+    "episode_seed",
+    "join",
+    "make_vector",
+    "probe",
+]

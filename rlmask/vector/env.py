@@ -1,0 +1,247 @@
+"""One game, behind the one mask convention: seeded episode by episode, checked, replayable."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlmask.ops import InvalidActionError
+from rlmask.types import Episode
+from rlmask.vector.games import VectorSpec
+from rlmask.vector.mask import Where, canonical_mask, check_not_empty
+from rlmask.vector.spaces import EnvError, action_spec, make_env, obs_spec, without_mask
+
+
+def episode_seed(seed: int, stream: int, env_index: int, episode: int) -> int:
+    """Return the seed of one episode, below 2^31, from its place in the run alone.
+
+    Args:
+        seed: of the run.
+        stream: 0 for training, 1 for evaluation; their episodes never share a seed on purpose.
+        env_index: of the sub-env.
+        episode: counted from 1 in that sub-env.
+    """
+    sequence = np.random.SeedSequence([seed, stream, env_index, episode])
+    return int(sequence.generate_state(1)[0]) >> 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of an episode: the true final observation, its mask, and the episode's figures."""
+
+    obs: Any
+    mask: bytes
+    episode: Episode
+
+
+class MaskedEnv:
+    """One sub-env: actions are union indices, masks are checked bytes, episodes restart themselves.
+
+    Every episode has its own seed, so that the state of the env is known from the number of the
+    episode and the actions since it began: `capture` stores those, `restore` plays them again.
+
+    Args:
+        spec: of the vector env that this is a part of.
+        index: of this sub-env in the vector env.
+        seed: of the run.
+        stream: 0 for training, 1 for evaluation.
+        enforce: raise on an invalid action; otherwise count it and let the env decide.
+    """
+
+    def __init__(
+        self,
+        spec: VectorSpec,
+        index: int,
+        seed: int,
+        stream: int = 0,
+        enforce: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        self.game_index = index % len(spec.games)
+        game = spec.games[self.game_index]
+        self.spec = spec
+        self.env = make_env(game.env_id, dict(game.env_kwargs), render_mode)
+        self.where = Where(game.env_id, index)
+        self._seed = (seed, stream, index)
+        self._enforce = enforce
+        self._source = game.mask_source
+        space = self.env.observation_space
+        self._strip = None
+        if self._source == "obs":
+            space, self._strip = without_mask(space)
+        if self._source == "method":
+            self._action_masks = self.env.get_wrapper_attr("action_masks")
+        self._own_obs, self._to_obs = obs_spec(space)
+        self._obs_shape, self._obs_offset = spec.obs.shape, spec.obs_offsets[self.game_index]
+        own, self._to_action = action_spec(self.env.action_space)
+        self._nvec, self._parts = own.nvec, len(own.nvec)
+        self._mask_shape = (own.num_actions,)
+        self._part_starts = np.cumsum((0, *own.nvec[:-1])).tolist()
+        self._union_size = spec.action.num_actions
+        self._ids = None if game.action_ids is None else list(game.action_ids)
+        all_valid = bytes([1]) * own.num_actions
+        self._all_valid = all_valid if self._ids is None else self._in_union(all_valid)
+        # union index -> the env's own action, None where it has none; for one part only
+        self._own_action: list[Any] = [None] * (self._union_size if self._parts == 1 else 0)
+        if self._parts == 1:
+            for index, union in enumerate(self._ids or range(own.num_actions)):
+                self._own_action[union] = self._to_action(index)
+        self.mask = b""
+        self._episode_return, self._invalid_actions = 0.0, 0
+        self._actions: list[Any] = []
+        self._obs: Any = None
+
+    def reset(self) -> tuple[Any, bytes]:
+        """Start the next episode; return its first observation and mask."""
+        where = self.where
+        where.episode += 1
+        where.step = 0
+        self._episode_return, self._invalid_actions = 0.0, 0
+        self._actions = []
+        obs, info = self.env.reset(seed=episode_seed(*self._seed, where.episode))
+        self.mask = self._read_mask(obs, info, False, False)
+        self._obs = self._read_obs(obs)
+        return self._obs, self.mask
+
+    def step(self, action: Any) -> tuple[Any, bytes, float, bool, bool, Ended | None]:
+        """Take a union action; return obs, mask, reward, terminated, truncated, and the end if any.
+
+        After the end of an episode obs and mask are those of the next one.
+
+        Raises:
+            InvalidActionError: if the mask rules the action out and masks are enforced.
+            MaskError: if the env's new mask is missing, malformed or empty.
+        """
+        if not self._is_valid(action):
+            self._refuse(action)
+        self._actions.append(action)
+        own = self._own_action[action] if self._own_action else self._to_action(action)
+        obs, reward, terminated, truncated, info = self.env.step(own)
+        self.where.step += 1
+        reward = float(reward)
+        self._episode_return += reward
+        if not math.isfinite(reward):
+            raise EnvError(f"{self.where}: the reward is {reward}; it would destroy the network")
+        mask = self._read_mask(obs, info, terminated, truncated)
+        obs = self._read_obs(obs)
+        if not (terminated or truncated):
+            self.mask, self._obs = mask, obs
+            return obs, mask, reward, False, False, None
+        episode = Episode(
+            game=self.game_index,
+            episode_return=self._episode_return,
+            episode_length=self.where.step,
+            invalid_actions=self._invalid_actions,
+        )
+        ended = Ended(obs, mask, episode)
+        obs, mask = self.reset()
+        return obs, mask, reward, bool(terminated), bool(truncated), ended
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state: number and actions of the unfinished episode, and what is to be seen."""
+        return {
+            "episode": self.where.episode,
+            "actions": np.array(self._actions, np.int64),
+            "obs": np.array(self._obs),
+            "mask": np.frombuffer(self.mask, np.uint8).copy(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> tuple[Any, bytes, bool]:
+        """Play the unfinished episode again; return obs, mask, and whether it came out the same."""
+        self.where.episode = int(state["episode"]) - 1
+        obs, mask = self.reset()
+        same = True
+        for action in state["actions"].tolist():
+            if not self._is_valid(action):
+                same = False
+                break
+            obs, mask, *_, ended = self.step(action)
+            if ended is not None:  # it ended sooner than it did before
+                same = False
+                break
+        same = same and mask == state["mask"].tobytes()
+        same = same and np.array_equal(np.array(obs), state["obs"])
+        return obs, mask, same
+
+    def close(self) -> None:
+        """Close the env."""
+        self.env.close()
+
+    def _is_valid(self, action: Any) -> bool:
+        if self._parts == 1:
+            return 0 <= action < self._union_size and self.mask[action] == 1
+        return all(
+            0 <= part < n and self.mask[start + part] == 1
+            for part, n, start in zip(action, self._nvec, self._part_starts, strict=True)
+        )
+
+    def _refuse(self, action: Any) -> None:
+        playable = self._parts > 1 or (
+            0 <= action < self._union_size and self._own_action[action] is not None
+        )
+        if self._enforce or not playable:
+            raise InvalidActionError(
+                f"{self.where}: action {action} is invalid here; choose with the mask that came "
+                "with the observation"
+            )
+        self._invalid_actions += 1
+
+    def _read_obs(self, obs: Any) -> Any:
+        if self._strip is not None:
+            obs = self._strip(obs)
+        obs = self._to_obs(obs)
+        if self._own_obs.kind == "discrete":
+            return obs + self._obs_offset
+        if obs.shape != self._own_obs.shape:
+            raise EnvError(
+                f"{self.where}: the observation has shape {obs.shape}, its space "
+                f"{self._own_obs.shape}"
+            )
+        padded = np.zeros(self._obs_shape, self._own_obs.dtype)  # always a copy: envs reuse arrays
+        padded[tuple(slice(n) for n in obs.shape)] = obs
+        return padded
+
+    def _read_mask(
+        self, obs: Any, info: Mapping[str, Any], terminated: bool, truncated: bool
+    ) -> bytes:
+        """Return the checked mask over the union; of a final state it may be empty."""
+        source = self._source
+        if source == "none":
+            if "action_mask" in info:
+                raise self.where.error(
+                    "info has an `action_mask`, but the first reset gave none",
+                    "Give one at every reset and step, or set mask_source to `info`",
+                )
+            return self._all_valid
+        if source == "info":
+            raw = info.get("action_mask")
+        elif source == "obs":
+            raw = obs.get("action_mask")
+        else:
+            raw = self._action_masks()
+        if (
+            type(raw) is np.ndarray
+            and raw.shape == self._mask_shape
+            and raw.dtype.char in "?bB"
+            and not (mask := raw.tobytes()).translate(None, b"\0\1")
+        ):
+            pass  # the common case: one byte an action, all of them 0 or 1
+        elif raw is None and terminated:
+            mask = bytes(self._mask_shape[0])
+        elif raw is None:
+            raise self.where.error(
+                f"`{source}` has no action mask",
+                "Give one at every reset and step (a terminated state may go without)",
+            )
+        else:
+            mask = canonical_mask(raw, self._nvec, source, self.where)
+        if (self._parts > 1 or 1 not in mask) and not (terminated or truncated):
+            check_not_empty(mask, self._nvec, self.where)
+        return mask if self._ids is None else self._in_union(mask)
+
+    def _in_union(self, mask: bytes) -> bytes:
+        union = np.zeros(self._union_size, np.uint8)
+        union[self._ids] = np.frombuffer(mask, np.uint8)
+        return union.tobytes()

@@ -1,0 +1,146 @@
+"""Games, and what several of them have in common: one observation, one union of actions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rlmask.types import ActionSpec, ObsSpec
+from rlmask.vector.mask import MaskSource, Where, find_mask_source, has_method
+from rlmask.vector.spaces import (
+    EnvError,
+    SpaceError,
+    action_spec,
+    make_env,
+    obs_spec,
+    without_mask,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """One game of a vector env.
+
+    Attributes:
+        env_id: a Gymnasium id; `module:Name-v0` imports the module first.
+        env_kwargs: keyword arguments of the env.
+        action_ids: the union action that each of the env's actions is, in the env's order; needed
+            where several games share one union. None: the union is the env's own action set.
+        mask_source: where the env keeps its mask, see `rlmask.vector.mask`.
+    """
+
+    env_id: str
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    action_ids: tuple[int, ...] | None = None
+    mask_source: MaskSource = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorSpec:
+    """What the envs of a vector env have in common.
+
+    Attributes:
+        obs: the observation of every env, padded to the largest game's.
+        action: the union action set.
+        games: the games, with `mask_source` resolved.
+        obs_offsets: first index of each game's own observations, 0 unless several games are discrete.
+    """
+
+    obs: ObsSpec
+    action: ActionSpec
+    games: tuple[Game, ...]
+    obs_offsets: tuple[int, ...]
+
+
+def probe(game: Game) -> tuple[Game, ObsSpec, ActionSpec]:
+    """Make and reset a game once; return it with its mask source found, and its spaces.
+
+    Raises:
+        EnvError: if it cannot be made or reset.
+        SpaceError: if its spaces are not supported.
+        MaskError: if it does not have the mask source that it is said to have.
+    """
+    env = make_env(game.env_id, dict(game.env_kwargs))
+    try:
+        obs, info = env.reset(seed=0)
+        found = find_mask_source(env, obs, info)
+        source = found if game.mask_source == "auto" else game.mask_source
+        missing = (
+            (source == "info" and "action_mask" not in info)
+            or (source == "obs" and not (isinstance(obs, Mapping) and "action_mask" in obs))
+            or (source == "method" and not has_method(env, "action_masks"))
+        )
+        if missing:
+            raise Where(game.env_id).error(
+                f"no mask in `{source}`",
+                f"Set mask_source to `{found}`, where this env has its mask, or to `auto`"
+                if found != "none"
+                else "Set mask_source to `none` if every action is always valid",
+            )
+        space = env.observation_space
+        if source == "obs":
+            space, _ = without_mask(space)
+        own_obs, _ = obs_spec(space)
+        own_action, _ = action_spec(env.action_space)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, EnvError) or type(error) not in (TypeError, ValueError):
+            raise
+        raise EnvError(
+            f"{game.env_id} does not follow Gymnasium's API (reset(seed=) -> obs, info): {error}"
+        ) from error
+    finally:
+        env.close()
+    return replace(game, mask_source=source), own_obs, own_action
+
+
+def join(games: tuple[Game, ...], num_actions: int | None = None) -> VectorSpec:
+    """Probe the games and return what they have in common.
+
+    Args:
+        num_actions: size of the union; None: the largest of the action ids plus 1.
+
+    Raises:
+        SpaceError: if the games cannot share one network.
+    """
+    probed = [probe(game) for game in games]
+    resolved = tuple(game for game, _, _ in probed)
+    obs, offsets = _union_obs([spec for _, spec, _ in probed], resolved)
+    if len(games) == 1 and games[0].action_ids is None:
+        if num_actions is not None and num_actions != probed[0][2].num_actions:
+            raise SpaceError(
+                f"{games[0].env_id} has {probed[0][2].num_actions} actions, num_actions is "
+                f"{num_actions}; say with action_ids which of the union each of them is"
+            )
+        return VectorSpec(obs=obs, action=probed[0][2], games=resolved, obs_offsets=offsets)
+    largest = 0
+    for game, _, action in probed:
+        ids = game.action_ids
+        if len(action.nvec) > 1:
+            raise SpaceError(f"{game.env_id}: only Discrete actions can be part of a union")
+        if ids is None or len(ids) != action.num_actions or len(set(ids)) != len(ids):
+            raise SpaceError(
+                f"{game.env_id} has {action.num_actions} actions: action_ids must name a different "
+                f"union action for each, not {ids}"
+            )
+        if min(ids) < 0 or (num_actions is not None and max(ids) >= num_actions):
+            raise SpaceError(f"{game.env_id}: action_ids {ids} leave the union 0..{num_actions}")
+        largest = max(largest, *ids)
+    union = ActionSpec(nvec=(largest + 1 if num_actions is None else num_actions,))
+    return VectorSpec(obs=obs, action=union, games=resolved, obs_offsets=offsets)
+
+
+def _union_obs(
+    specs: list[ObsSpec], games: tuple[Game, ...]
+) -> tuple[ObsSpec, tuple[int, ...]]:
+    """Discrete games get rows of their own; vectors and images are padded with zeros at the end."""
+    first = specs[0]
+    for spec, game in zip(specs, games, strict=True):
+        if (spec.kind, spec.dtype) != (first.kind, first.dtype):
+            raise SpaceError(
+                f"{games[0].env_id} has {first.kind} observations of {first.dtype}, {game.env_id} "
+                f"{spec.kind} of {spec.dtype}: one network cannot take both; wrap one of the envs"
+            )
+    ns = [spec.n for spec in specs]
+    offsets = tuple(sum(ns[:i]) for i in range(len(ns)))
+    shape = tuple(max(sizes) for sizes in zip(*(spec.shape for spec in specs), strict=True))
+    union = ObsSpec(kind=first.kind, shape=shape, dtype=first.dtype, n=sum(ns))
+    return union, offsets
