@@ -4,7 +4,7 @@ Dimension key: `T` steps, `N` envs, `B` batch, `A` union actions.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -124,5 +124,15 @@ class Update:
 
 def tree_map(function: Callable[[Tensor], Tensor], record: Record) -> Record:
     """Apply a function to every tensor of a record (a dataclass of tensors)."""
-    fields = dataclasses.fields(record)
-    return type(record)(**{f.name: function(getattr(record, f.name)) for f in fields})
+    return type(record)(**{name: function(x) for name, x in _tensors(record).items()})
+
+
+def split(record: Record, size: int) -> Iterator[Record]:
+    """Cut a record into records of `size` rows each (views); the last may be shorter."""
+    tensors = _tensors(record)
+    for rows in zip(*(x.split(size) for x in tensors.values()), strict=True):
+        yield type(record)(**dict(zip(tensors, rows, strict=True)))
+
+
+def _tensors(record: Any) -> dict[str, Tensor]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}

@@ -1,10 +1,18 @@
 """Pure tensor functions: masked distributions, returns, losses, schedules."""
 
-from rlmask.ops.losses import approximate_kl, clipped_surrogate_loss, huber_loss, value_loss
+from rlmask.ops.losses import (
+    PPOLosses,
+    approximate_kl,
+    clipped_surrogate_loss,
+    huber_loss,
+    masked_ppo_loss,
+    value_loss,
+)
 from rlmask.ops.masking import (
     EmptyMaskError,
     InvalidActionError,
     check_mask,
+    entropy_scale,
     masked_argmax,
     masked_entropy,
     masked_epsilon_greedy,
@@ -16,8 +24,8 @@ from rlmask.ops.masking import (
     masked_mean,
     masked_sample,
     masked_softmax,
-    normalize_entropy,
     set_debug,
+    split_parts,
 )
 from rlmask.ops.returns import generalized_advantage_estimation, lambda_return, n_step_return
 from rlmask.ops.schedules import linear_schedule
@@ -25,9 +33,11 @@ from rlmask.ops.schedules import linear_schedule
 __all__ = [
     "EmptyMaskError",
     "InvalidActionError",
+    "PPOLosses",
     "approximate_kl",
     "check_mask",
     "clipped_surrogate_loss",
+    "entropy_scale",
     "generalized_advantage_estimation",
     "huber_loss",
     "lambda_return",
@@ -41,10 +51,11 @@ __all__ = [
     "masked_log_softmax",
     "masked_max",
     "masked_mean",
+    "masked_ppo_loss",
     "masked_sample",
     "masked_softmax",
     "n_step_return",
-    "normalize_entropy",
     "set_debug",
+    "split_parts",
     "value_loss",
 ]

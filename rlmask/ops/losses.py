@@ -1,11 +1,17 @@
 """Losses as functions of tensors, one value a sample; the caller takes the mean.
 
-Dimension key: `*batch` samples.
+`masked_ppo_loss` is the exception: the whole loss of a minibatch and its gradient, in closed form.
+
+Dimension key: `*batch` samples, `B` minibatch, `actions` the union action set.
 """
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from rlmask.ops.masking import check_action, entropy_scale, masked_scores
 
 
 def clipped_surrogate_loss(
@@ -64,3 +70,102 @@ def approximate_kl(
     """
     log_ratio = log_prob - old_log_prob
     return log_ratio.expm1() - log_ratio
+
+
+class PPOLosses(NamedTuple):
+    """The parts of a PPO loss, and what they say of the step; scalars without gradient."""
+
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+@torch.no_grad()
+def masked_ppo_loss(
+    logits: Float[Tensor, "B *parts actions"],
+    value: Float[Tensor, " B"],
+    mask: Bool[Tensor, "B *parts actions"],
+    action: Int[Tensor, "B *parts"],
+    old_log_prob: Float[Tensor, " B"],
+    old_value: Float[Tensor, " B"],
+    advantage: Float[Tensor, " B"],
+    value_target: Float[Tensor, " B"],
+    *,
+    clip_range: float,
+    value_clip_range: float | None,
+    value_coef: float,
+    entropy_coef: float,
+    normalize_entropy: bool,
+) -> tuple[PPOLosses, Float[Tensor, "B *parts actions"], Float[Tensor, " B"]]:
+    """Return the parts of PPO's loss over the valid actions, and ∂L/∂logits and ∂L/∂value.
+
+    L = E[clipped surrogate] + c_v E[value loss] - c_e E[entropy], the means of
+    `clipped_surrogate_loss`, `value_loss` and the masked entropy. The gradient is written out, so
+    that no graph is built over dozens of small tensors. With ρ the ratio, p the masked softmax,
+    e = p log p, H = -Σ e:
+
+        ∂L/∂log p_a = -ρ A / B where the minimum is the unclipped term, else 0   (= g)
+        ∂L/∂H       = -c_e / B                                                    (= h)
+        ∂L/∂z       = g (1_a - p) - h (e + H p), 0 where p is
+        ∂L/∂V       = c_v (V - G) / B, or 0 where the value is clipped
+
+    MultiDiscrete parts (see `split_parts`) are independent: log-probabilities and entropies add.
+
+    Args:
+        normalize_entropy: divide each entropy by log k, k the number of valid actions.
+
+    Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 9.
+
+    Raises:
+        InvalidActionError, EmptyMaskError: under `set_debug(True)`.
+    """
+    check_action(mask, action)
+    size = value.shape[0]
+    has_parts = action.ndim > 1
+    masked = masked_scores(logits, mask)
+    log_probs = torch.log_softmax(masked, -1).clamp_(min=torch.finfo(masked.dtype).min)
+    probs = torch.softmax(masked, -1)
+    index = action.unsqueeze(-1)
+    log_prob = log_probs.gather(-1, index).squeeze(-1)
+    e = log_probs.mul_(probs)
+    entropy = e.sum(-1).neg_()  # [B, *parts]
+
+    log_ratio = (log_prob.sum(-1) if has_parts else log_prob) - old_log_prob
+    excess = log_ratio.expm1()  # ρ - 1
+    gain = advantage.addcmul(excess, advantage)  # ρ A
+    clipped_gain = advantage.addcmul(excess.clamp(-clip_range, clip_range), advantage)
+    g = torch.where(gain <= clipped_gain, gain, 0.0).mul_(-1 / size)
+    if has_parts:
+        g = g.unsqueeze(-1)
+
+    h = -entropy_coef / size
+    bonus = entropy
+    if normalize_entropy:
+        scale = entropy_scale(mask, entropy.dtype)
+        bonus, h = entropy * scale, (h * scale).unsqueeze(-1)
+    # e + H p as a tensor, times -h, plus g (1_a - p)
+    grad_logits = e.addcmul_(probs, entropy.unsqueeze(-1)).mul_(-h)
+    grad_logits.addcmul_(probs, g.unsqueeze(-1), value=-1)
+    grad_logits.scatter_add_(-1, index, g.expand_as(action).unsqueeze(-1))
+
+    error = value - value_target
+    squared = error.square()
+    grad_value = error.mul_(value_coef / size)
+    if value_clip_range is not None:
+        step = value - old_value
+        clipped_value = old_value + step.clamp(-value_clip_range, value_clip_range)
+        clipped_squared = (clipped_value - value_target).square()
+        is_flat = (clipped_squared > squared) & (step.abs() > value_clip_range)
+        grad_value.masked_fill_(is_flat, 0.0)
+        squared = torch.maximum(squared, clipped_squared)
+
+    losses = PPOLosses(
+        policy=-torch.minimum(gain, clipped_gain).mean(),
+        value=0.5 * squared.mean(),
+        entropy=bonus.sum() / size,
+        approx_kl=(excess - log_ratio).mean(),
+        clip_fraction=(excess.abs() > clip_range).float().mean(),
+    )
+    return losses, grad_logits.to(logits.dtype), grad_value

@@ -48,7 +48,10 @@ def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:
         )
 
 
-def _check_action(mask: Bool[Tensor, "*batch actions"], action: Int[Tensor, "*batch"]) -> None:
+def check_action(mask: Bool[Tensor, "*batch actions"], action: Int[Tensor, "*batch"]) -> None:
+    """Raise `InvalidActionError` under `set_debug(True)` if a mask rules its action out."""
+    if not _debug:
+        return
     chosen_valid = mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
     if not bool(chosen_valid.all()):
         row = (~chosen_valid).nonzero()[0].tolist()
@@ -58,13 +61,37 @@ def _check_action(mask: Bool[Tensor, "*batch actions"], action: Int[Tensor, "*ba
         )
 
 
-def _masked(scores: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]) -> Tensor:
-    """Scores in at least float32 with -inf where invalid."""
+def masked_scores(
+    scores: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+) -> Float[Tensor, "*batch actions"]:
+    """Return scores in at least float32 with -inf where invalid; for use inside an op only."""
     if _debug:
         check_mask(mask)
     if scores.dtype in _HALF:
         scores = scores.float()
     return torch.where(mask, scores, _MINUS_INF)
+
+
+def split_parts(
+    scores: Float[Tensor, "*batch actions"] | Bool[Tensor, "*batch actions"], nvec: tuple[int, ...]
+) -> Tensor:
+    """Return [*batch, parts, max(nvec)] of a flat MultiDiscrete row; a single part stays as it is.
+
+    The parts are independent: each has its own softmax, log-probabilities and entropies add up.
+    Shorter parts are padded with zeros, which in a mask is invalid.
+
+    Raises:
+        ValueError: if the row is not sum(nvec) long.
+    """
+    if scores.shape[-1] != sum(nvec):
+        raise ValueError(f"a row of {scores.shape[-1]} scores does not split into parts {nvec}")
+    if len(nvec) == 1:
+        return scores
+    parts = scores.split(nvec, dim=-1)
+    return torch.stack(
+        [torch.nn.functional.pad(p, (0, max(nvec) - n)) for p, n in zip(parts, nvec, strict=True)],
+        dim=-2,
+    )
 
 
 def masked_log_softmax(
@@ -74,7 +101,7 @@ def masked_log_softmax(
 
     log π(a) = z_a - log Σ_{b valid} exp z_b; the dtype's finite minimum where `a` is invalid.
     """
-    log_probs = torch.log_softmax(_masked(logits, mask), dim=-1)
+    log_probs = torch.log_softmax(masked_scores(logits, mask), dim=-1)
     # clamp, not a second where: it is vectorised, and its gradient below the bound is exactly 0
     return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
 
@@ -83,7 +110,7 @@ def masked_softmax(
     logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch actions"]:
     """Return the probabilities of the softmax over the valid actions; exactly 0 where invalid."""
-    return torch.softmax(_masked(logits, mask), dim=-1)
+    return torch.softmax(masked_scores(logits, mask), dim=-1)
 
 
 def masked_sample(
@@ -107,7 +134,7 @@ def masked_inverse_cdf(
     sum, so it can never be the first to exceed; and u c < c holds in floating point for every
     u <= 1 - 2^-24, so the index never runs past the last valid action.
     """
-    probs = torch.softmax(_masked(logits, mask), -1)
+    probs = torch.softmax(masked_scores(logits, mask), -1)
     cumulated = probs.cumsum(-1)
     threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1)
     action = torch.searchsorted(cumulated, threshold, right=True)
@@ -120,7 +147,7 @@ def masked_argmax(
     """Return the valid action of the highest value, the lowest index among equals."""
     # max over a bool comparison, not argmax of the values: argmax leaves the order of ties open,
     # and picks an invalid entry when every valid value is -inf
-    masked = _masked(values, mask)
+    masked = masked_scores(values, mask)
     best = (masked == masked.amax(dim=-1, keepdim=True)) & mask
     return best.int().argmax(dim=-1)
 
@@ -129,7 +156,7 @@ def masked_max(
     values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch"]:
     """Return the highest value among the valid actions. Ties share the gradient equally."""
-    return _masked(values, mask).amax(dim=-1)
+    return masked_scores(values, mask).amax(dim=-1)
 
 
 def masked_mean(
@@ -160,15 +187,15 @@ def masked_entropy(
     # where on the input: a product with exp(log_prob) = 0 would meet the finite minimum instead
     log_probs = torch.where(mask, log_probs, 0.0)
     entropy = -torch.where(mask, log_probs.exp() * log_probs, 0.0).sum(dim=-1)
-    return normalize_entropy(entropy, mask) if normalized else entropy
+    return entropy * entropy_scale(mask, entropy.dtype) if normalized else entropy
 
 
-def normalize_entropy(
-    entropy: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch actions"]
+def entropy_scale(
+    mask: Bool[Tensor, "*batch actions"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*batch"]:
-    """Divide an entropy by its maximum log k, k the number of valid actions; 0 where k = 1."""
-    num_valid = mask.sum(dim=-1).clamp(min=2)
-    return entropy / num_valid.to(entropy.dtype).log()
+    """Return 1 / log k, k the number of valid actions: what brings an entropy to [0, 1]."""
+    # the entropy of k = 1 is 0 on any scale
+    return 1 / mask.sum(dim=-1).clamp(min=2).to(dtype).log()
 
 
 def masked_kl(
@@ -210,8 +237,7 @@ def masked_log_prob_and_entropy(
         InvalidActionError: under `set_debug(True)`, if an action is invalid. Otherwise its
             log-probability is the finite minimum, never a quiet 0.
     """
-    if _debug:
-        _check_action(mask, action)
+    check_action(mask, action)
     log_prob, entropy, _, _ = _LogProbAndEntropy.apply(logits, mask, action)
     return log_prob, entropy
 
@@ -233,7 +259,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
     def forward(
         logits: Tensor, mask: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [*batch], [*batch], 2 x [*batch, actions]
-        masked = _masked(logits, mask)
+        masked = masked_scores(logits, mask)
         log_probs = torch.log_softmax(masked, -1).clamp(min=torch.finfo(masked.dtype).min)
         probs = torch.softmax(masked, -1)  # not exp(log_probs): exp is slow where it underflows
         log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)

@@ -1,6 +1,8 @@
 import importlib.util
 import math
+import re
 import shutil
+import sys
 from functools import partial
 
 import numpy as np
@@ -17,7 +19,6 @@ from rlmask.ops import masking as ops
 HALF = [torch.float16, torch.bfloat16]
 UPCAST = [torch.float32, torch.bfloat16, torch.float16]
 LARGEST_UNIFORM = 1 - 2.0**-24  # the largest value torch.rand returns in float32
-POISON = [math.nan, math.inf, -math.inf, 3e38]
 
 # One call signature for all ops, so that one test can be written for all of them.
 # Arguments: the ops, logits and a second set of logits, mask, a valid action, a uniform draw.
@@ -41,6 +42,7 @@ DIFFERENTIABLE = {
         ops.masked_log_prob_and_entropy(z, m, a)
     ),
 }
+DERIVED = ("kl_reversed", "log_prob")  # another argument or output of a call above
 DETERMINISTIC = {
     **DIFFERENTIABLE,
     "inverse_cdf": lambda ops, z, y, m, a, u: ops.masked_inverse_cdf(z, m, u),
@@ -69,8 +71,9 @@ def random_arguments(batch=(6,), actions=5, dtype=torch.float64):
 
 
 def poisoned(scores, mask):
-    """The scores with nan, inf, -inf and huge values where invalid."""
-    poison = torch.tensor(POISON).clamp(max=torch.finfo(scores.dtype).max).to(scores.dtype)
+    """The scores with nan, inf, -inf and the largest number where invalid."""
+    largest = torch.finfo(scores.dtype).max
+    poison = torch.tensor([math.nan, math.inf, -math.inf, largest], dtype=scores.dtype)
     return torch.where(mask, scores, poison[torch.randint(len(poison), scores.shape)])
 
 
@@ -124,19 +127,20 @@ def debug():
     ops.set_debug(False)
 
 
+BATCHES = [(), (1,), (3,), (2, 3)]
+
+
 @st.composite
 def problems(draw, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64)):
     """Logits and mask, of batch rank 0, 1 or 2 and one action or more, with at least one valid."""
-    batch = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
-    actions = draw(st.integers(1, 6))
-    hard = st.sampled_from([-6e4, -200.0, -1.0, 0.0, 1.0, 200.0, 6e4])
-    elements = st.one_of(st.floats(-10, 10, width=16), hard)
-    logits = draw(hnp.arrays(np.float64, (*batch, actions), elements=elements))
-    mask = torch.from_numpy(draw(hnp.arrays(np.bool_, (*batch, actions))))
-    surely_valid = draw(hnp.arrays(np.int64, (*batch, 1), elements=st.integers(0, actions - 1)))
-    mask = mask.scatter(-1, torch.from_numpy(surely_valid), True)
-    invalid = draw(st.sampled_from([0.0, 6e4, -6e4, *POISON]))
-    logits = torch.from_numpy(logits).masked_fill(~mask, invalid)
+    batch, actions = draw(st.sampled_from(BATCHES)), draw(st.integers(1, 6))
+    shape = (*batch, actions)
+    scale = draw(st.sampled_from([0.0, 1.0, 20.0, 6000.0]))
+    logits = torch.from_numpy(draw(hnp.arrays(np.float64, shape, elements=st.integers(-20, 20))))
+    mask = torch.from_numpy(draw(hnp.arrays(np.bool_, shape)))
+    mask[..., draw(st.integers(0, actions - 1))] |= ~mask.any(-1)
+    invalid = draw(st.sampled_from([0.0, 6e4, -6e4, math.nan, math.inf, -math.inf]))
+    logits = (logits * scale / 10 + draw(st.floats(-0.5, 0.5))).masked_fill(~mask, invalid)
     return logits.to(draw(st.sampled_from(dtypes))), mask
 
 
@@ -184,16 +188,11 @@ def test_softmax_sums_to_one_over_valid_and_is_zero_elsewhere(problem):
     assert_close(probs.double()[mask], expected[mask], rtol=1e-5, atol=1e-7)
 
 
-@given(problems(), st.floats(-50, 50, width=16))
-def test_softmax_ignores_a_shift(problem, shift):
-    logits, mask = problem
-    logits = logits.double()
-    assert_close(
-        ops.masked_log_softmax(logits + shift, mask),
-        ops.masked_log_softmax(logits, mask),
-        rtol=1e-10,
-        atol=1e-10,
-    )
+@pytest.mark.parametrize("shift", [-1e4, -1.0, 0.1, 300.0])
+def test_softmax_ignores_a_shift(shift):
+    logits, _, mask, _, _ = random_arguments((50,))
+    for op in (ops.masked_log_softmax, ops.masked_softmax):
+        assert_close(op(logits + shift, mask), op(logits, mask), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("magnitude", [200.0, 1e4, 1e30, 1.5e38])
@@ -204,7 +203,10 @@ def test_log_softmax_of_hard_logits(magnitude):
     assert_log_probs_right(log_probs, logits, mask)
     assert log_probs.isfinite().all()
     assert_close(
-        ops.masked_entropy(log_probs, mask).double(), expected_entropy(logits, mask), atol=1e-6, rtol=0
+        ops.masked_entropy(log_probs, mask).double(),
+        expected_entropy(logits, mask),
+        atol=1e-6,
+        rtol=0,
     )
 
 
@@ -220,14 +222,15 @@ def test_no_finite_valid_logit_loses_against_an_invalid_one():
 
 @pytest.mark.parametrize("dtype", UPCAST)
 @pytest.mark.parametrize("logit", [-1e30, -6e4, -1.0, 0.0, 1.0, 6e4, 1e30])
-@pytest.mark.parametrize("invalid", [0.0, *POISON])
-def test_one_valid_action_is_exact(dtype, logit, invalid):
+@pytest.mark.parametrize("poison", [False, True])
+def test_one_valid_action_is_exact(dtype, logit, poison):
     largest = torch.finfo(dtype).max
-    logits = torch.full((4, 4), min(invalid, largest) if invalid != math.inf else invalid)
+    logits = torch.full((4, 4), logit).clamp(-largest, largest).to(dtype)
     mask = torch.eye(4, dtype=torch.bool)
-    logits = torch.where(mask, max(-largest, min(logit, largest)), logits).to(dtype)
-    logits.requires_grad_()
     action = torch.arange(4)
+    if poison:
+        logits = poisoned(logits, mask)
+    logits.requires_grad_()
 
     log_probs = ops.masked_log_softmax(logits, mask)
     assert (log_probs[mask] == 0).all()
@@ -275,21 +278,21 @@ def test_invalid_scores_change_nothing(name, dtype):
 @pytest.mark.parametrize("name", RANDOM)
 def test_invalid_scores_do_not_change_the_draw(name):
     arguments = random_arguments((50,))
-    logits, other, mask, action, uniform = arguments
+    changed = (poisoned(arguments[0], arguments[2]), *arguments[1:])
     torch.manual_seed(1)
     plain = RANDOM[name](ops, *arguments)
     torch.manual_seed(1)
-    changed = RANDOM[name](ops, poisoned(logits, mask), other, mask, action, uniform)
-    assert_close(changed, plain, rtol=0, atol=0)
+    assert_close(RANDOM[name](ops, *changed), plain, rtol=0, atol=0)
 
 
 @given(problems())
-def test_entropy_and_kl_ignore_invalid_log_probs(problem):
+def test_kl_of_equal_distributions_is_zero_and_invalid_log_probs_are_ignored(problem):
     logits, mask = problem
     log_probs = ops.masked_log_softmax(logits, mask)
     broken = log_probs.masked_fill(~mask, math.nan)
     assert torch.equal(ops.masked_entropy(broken, mask), ops.masked_entropy(log_probs, mask))
-    assert (ops.masked_kl(broken, broken, mask) == 0).all()
+    for pair in [(log_probs, log_probs), (broken, broken), (broken, log_probs)]:
+        assert (ops.masked_kl(*pair, mask) == 0).all()
 
 
 @all_differentiable
@@ -349,7 +352,7 @@ def test_half_scores_get_half_gradients(name, dtype):
     gradients = []
     for scores in (logits.requires_grad_(), logits.detach().float().requires_grad_()):
         output = DIFFERENTIABLE[name](ops, scores, other.to(scores.dtype), mask, action, uniform)
-        (gradient,) = torch.autograd.grad(output.square().sum(), scores)
+        (gradient,) = torch.autograd.grad(output.sigmoid().sum(), scores)
         assert gradient.dtype == scores.dtype
         gradients.append(gradient)
     half, single = gradients
@@ -388,7 +391,7 @@ def test_log_prob_and_entropy_has_the_derivatives_of_the_composition(weights, ba
         scores = logits.clone().requires_grad_()
         # leaves an unweighted output out of the graph, so that its gradient arrives as None
         used = zip(weights, op(scores, mask, action), strict=True)
-        total = sum((weight * output.square()).sum() for weight, output in used if weight)
+        total = sum((weight * output.sigmoid()).sum() for weight, output in used if weight)
         (first,) = torch.autograd.grad(total, scores, create_graph=True)
         (second,) = torch.autograd.grad((first * directions[0]).sum(), scores, create_graph=True)
         (third,) = torch.autograd.grad((second * directions[1]).sum(), scores)
@@ -434,8 +437,8 @@ def test_log_prob_and_entropy_gradient_formula():
     for row in rows(mask):
         for a in valid_actions(mask, row):
             p = math.exp(log_probs[(*row, a)])
-            expected = (a == action[row]) - p
-            assert float(of_log_prob[(*row, a)]) == pytest.approx(float(expected), abs=1e-12)
+            expected = float(a == action[row]) - p
+            assert float(of_log_prob[(*row, a)]) == pytest.approx(expected, abs=1e-12)
             expected = -p * float(log_probs[(*row, a)] + total[row])
             assert float(of_entropy[(*row, a)]) == pytest.approx(expected, abs=1e-12)
 
@@ -454,27 +457,29 @@ def test_log_prob_and_entropy_under_partial_vmap(in_dims):
     logits, _, mask, action, _ = random_arguments((6,))
     if in_dims[1] is None:
         mask = torch.ones_like(mask)
-    given = (logits, mask, action)
-    arguments = [x if dim == 0 else x[0] for x, dim in zip(given, in_dims, strict=True)]
-    rows_ = [x if dim == 0 else x[:1].expand_as(x) for x, dim in zip(given, in_dims, strict=True)]
+    pairs = list(zip((logits, mask, action), in_dims, strict=True))
+    arguments = [x if dim == 0 else x[0] for x, dim in pairs]
+    expanded = [x if dim == 0 else x[:1].expand_as(x) for x, dim in pairs]
 
-    def gradient(op, *row):
-        return torch.func.grad(lambda z: sum(x.square().sum() for x in op(z, *row[1:])))(row[0])
+    def gradient(op, logits, mask, action):
+        return torch.func.grad(lambda z: sum(x.square().sum() for x in op(z, mask, action)))(logits)
 
-    mapped = torch.func.vmap(ops.masked_log_prob_and_entropy, in_dims)(*arguments)
-    assert_close(mapped, composition(*rows_))
-    mapped = torch.func.vmap(partial(gradient, ops.masked_log_prob_and_entropy), in_dims)(*arguments)
-    assert_close(mapped, torch.stack([gradient(composition, *row) for row in zip(*rows_)]))
+    op = ops.masked_log_prob_and_entropy
+    assert_close(torch.func.vmap(op, in_dims)(*arguments), composition(*expanded))
+    mapped = torch.func.vmap(partial(gradient, op), in_dims)(*arguments)
+    looped = [gradient(composition, *row) for row in zip(*expanded, strict=True)]
+    assert_close(mapped, torch.stack(looped))
 
 
 def test_log_prob_and_entropy_hessian_by_func():
     logits, _, mask, action, _ = random_arguments((), actions=4)
-    hessians = [
-        torch.func.jacrev(torch.func.jacrev(lambda z, op=op: torch.stack(op(z, mask, action))))(logits)
-        for op in (ops.masked_log_prob_and_entropy, composition)
-    ]
-    assert hessians[0].abs().max() > 0
-    assert_close(*hessians)
+    jacrev = torch.func.jacrev
+
+    def hessian(op):
+        return jacrev(jacrev(lambda z: torch.stack(op(z, mask, action))))(logits)
+
+    assert hessian(composition).abs().max() > 0
+    assert_close(hessian(ops.masked_log_prob_and_entropy), hessian(composition))
 
 
 # --- debug
@@ -517,7 +522,7 @@ def test_debug_refuses_an_invalid_action(debug, batch):
     action = torch.zeros(batch, dtype=torch.long)
     ops.masked_log_prob_and_entropy(torch.zeros(mask.shape), mask, action)
     action[last] = 2
-    with pytest.raises(ops.InvalidActionError, match=r"action 2 in row " + f"\\[{str(last)[1:-1]}"[:3]):
+    with pytest.raises(ops.InvalidActionError, match=re.escape(f"action 2 in row {list(last)} ")):
         ops.masked_log_prob_and_entropy(torch.zeros(mask.shape), mask, action)
 
 
@@ -576,7 +581,9 @@ def test_the_extreme_draws_are_never_invalid(dtype, uniform):
 @pytest.mark.parametrize("leading", [0, 1, 3])
 @pytest.mark.parametrize("trailing", [0, 1, 3])
 @pytest.mark.parametrize("num_valid", [1, 2, 7])
-def test_the_extreme_draws_of_equal_logits_are_the_first_and_last_valid(leading, trailing, num_valid):
+def test_the_extreme_draws_of_equal_logits_are_the_first_and_last_valid(
+    leading, trailing, num_valid
+):
     mask = torch.tensor([False] * leading + [True] * num_valid + [False] * trailing)
     logits = torch.zeros(mask.shape)
     first, _ = ops.masked_inverse_cdf(logits, mask, torch.tensor(0.0))
@@ -741,9 +748,11 @@ def test_dueling_advantages_stay_small():
 # --- epsilon-greedy
 
 
-@given(problems())
-def test_epsilon_zero_is_the_argmax(problem):
-    values, mask = problem
+@pytest.mark.parametrize("dtype", UPCAST)
+@pytest.mark.parametrize("batch", [(), (500,), (2, 3)])
+def test_epsilon_zero_is_the_argmax(batch, dtype):
+    logits, _, mask, _, _ = random_arguments(batch, dtype=dtype)
+    values = poisoned(logits, mask)
     assert torch.equal(
         ops.masked_epsilon_greedy(values, mask, 0.0), ops.masked_argmax(values, mask)
     )
@@ -808,13 +817,6 @@ def test_entropy_has_a_finite_gradient(normalized, magnitude):
     for source in (logits, log_probs):
         (gradient,) = torch.autograd.grad(entropy.sum(), source, retain_graph=True)
         assert gradient.isfinite().all() and (gradient[~mask] == 0).all()
-
-
-@given(problems())
-def test_kl_of_equal_distributions_is_zero(problem):
-    logits, mask = problem
-    log_probs = ops.masked_log_softmax(logits, mask)
-    assert (ops.masked_kl(log_probs, log_probs, mask) == 0).all()
 
 
 @pytest.mark.parametrize("batch", [(), (20,), (2, 3)])
@@ -918,58 +920,57 @@ def test_vmapped_gradient_agrees(name):
 
     def gradient(*row):
         op = partial(DIFFERENTIABLE[name], ops)
-        return torch.func.grad(lambda z: op(z, *row[1:]).square().sum())(row[0])
+        return torch.func.grad(lambda z: op(z, *row[1:]).sigmoid().sum())(row[0])
 
     expected = torch.stack([gradient(*row) for row in zip(*arguments, strict=True)])
-    # finite: the square of an invalid log-probability is infinite, times its gradient 0
-    if name == "log_softmax":
-        pytest.skip("squares the finite minimum")
     assert_close(torch.func.vmap(gradient)(*arguments), expected)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plain_ops():
     """The ops as users run them: the shape checks of the tests cannot be traced by a compiler."""
     spec = importlib.util.spec_from_file_location("masking_without_shape_checks", ops.__file__)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the compiler looks for globals
     spec.loader.exec_module(module)
     yield module
     torch._dynamo.reset()
+    del sys.modules[spec.name]
 
 
-# PyTorch's own, when it traces an autograd.Function
-dynamo_warns = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+# PyTorch's own, when it traces an autograd.Function and when it loads inductor
+compiler_warns = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@dynamo_warns
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("name", [*DETERMINISTIC, *RANDOM])
-def test_compiled_agrees(plain_ops, name, backend):
+@compiler_warns
+@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if name not in DERIVED])
+def test_compiled_value_and_gradient_agree(plain_ops, name):
+    logits, *others = random_arguments((7,))
+    op = partial(DIFFERENTIABLE[name], plain_ops)
+    compiled = torch.compile(lambda z: op(z, *others), fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (compiled, lambda z: op(z, *others)):
+        scores = logits.clone().requires_grad_()
+        output = function(scores)
+        results.append((output, torch.autograd.grad(output.sum(), scores)[0]))
+    assert_close(*results)
+
+
+@compiler_warns
+@pytest.mark.parametrize("name", ["log_prob_and_entropy", "inverse_cdf", "argmax", *RANDOM])
+def test_compiled_agrees_without_gradient(plain_ops, name):
     op = partial({**DETERMINISTIC, **RANDOM}[name], plain_ops)
     arguments = random_arguments((7,))
-    compiled = torch.compile(lambda *x: op(*x), fullgraph=True, backend=backend)
+    compiled = torch.compile(lambda *x: op(*x), fullgraph=True, backend="aot_eager")
     torch.manual_seed(1)
     expected = op(*arguments)
     torch.manual_seed(1)
     assert_close(compiled(*arguments), expected)
 
 
-@dynamo_warns
-@all_differentiable
-def test_compiled_gradient_agrees(plain_ops, name):
-    logits, *others = random_arguments((7,))
-    op = partial(DIFFERENTIABLE[name], plain_ops)
-    compiled = torch.compile(lambda z: op(z, *others), fullgraph=True, backend="aot_eager")
-    gradients = []
-    for function in (compiled, lambda z: op(z, *others)):
-        scores = logits.clone().requires_grad_()
-        gradients.append(torch.autograd.grad(function(scores).sum(), scores)[0])
-    assert_close(*gradients)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@dynamo_warns
+@compiler_warns
 def test_inductor_agrees(plain_ops):
     def everything(*arguments):
         return {name: call(plain_ops, *arguments) for name, call in DETERMINISTIC.items()}

@@ -1,0 +1,71 @@
+"""Running moments of observations and rewards, frozen while a rollout is collected and learned from.
+
+The statistics of a step are applied from the next update on. Within an update every network sees
+the same scaling, so the first probability ratio of PPO is exactly 1.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def update_moments(
+    mean: Tensor, var: Tensor, count: Tensor, batch: Float[Tensor, "B *shape"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, variance and count of all that was seen, with a batch added.
+
+    Reference: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
+    sample variances", eq. 2.1.
+    """
+    batch = batch.to(mean.dtype)
+    n = batch.shape[0]
+    delta = batch.mean(dim=0) - mean
+    total = count + n
+    moment = var * count + batch.var(dim=0, correction=0) * n + delta.square() * (count * n / total)
+    return mean + delta * (n / total), moment / total, total
+
+
+class RewardScaler:
+    """Divides rewards by the standard deviation of the discounted return.
+
+    Reference: Engstrom et al. 2020, arXiv:2005.12729, section 3.1 ("reward scaling").
+
+    Args:
+        num_envs: N.
+        gamma: discount of the return, per step.
+    """
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self._gamma = gamma
+        self._discounted = torch.zeros(num_envs, dtype=torch.float64)
+        self._mean = torch.zeros((), dtype=torch.float64)
+        self._var = torch.ones((), dtype=torch.float64)
+        self._count = torch.full((), 1e-4, dtype=torch.float64)
+
+    def scale(self, reward: Float[Tensor, "T N"]) -> Float[Tensor, "T N"]:
+        """Return the rewards in units of the standard deviation seen so far."""
+        return (reward / (self._var + 1e-8).sqrt()).to(reward.dtype)
+
+    def observe(self, reward: Float[Tensor, "T N"], ended: Bool[Tensor, "T N"]) -> None:
+        """Add the rewards of a rollout to the statistics."""
+        returns = torch.empty(reward.shape, dtype=torch.float64)
+        for t in range(reward.shape[0]):
+            self._discounted = self._discounted * self._gamma + reward[t].double().cpu()
+            returns[t] = self._discounted
+            self._discounted = self._discounted * ~ended[t].cpu()
+        moments = update_moments(self._mean, self._var, self._count, returns.flatten())
+        self._mean, self._var, self._count = moments
+
+    def capture(self) -> dict[str, Tensor]:
+        """Return the state."""
+        return {
+            "discounted": self._discounted,
+            "mean": self._mean,
+            "var": self._var,
+            "count": self._count,
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a captured state."""
+        self._discounted, self._mean = state["discounted"], state["mean"]
+        self._var, self._count = state["var"], state["count"]

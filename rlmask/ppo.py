@@ -1,0 +1,469 @@
+"""Proximal policy optimisation over the valid actions.
+
+Collect T steps of N envs, estimate advantages, then a few epochs of minibatches on the clipped
+surrogate; in each the softmax runs over the mask that was stored with the observation.
+
+Reference: Schulman et al. 2017, arXiv:1707.06347; Huang & Ontañón 2022, arXiv:2006.14171 (masks).
+
+Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlmask.networks import Activation, ActorCritic, actor_policy, flatten_parameters
+from rlmask.normalize import RewardScaler
+from rlmask.ops import (
+    PPOLosses,
+    generalized_advantage_estimation,
+    linear_schedule,
+    masked_inverse_cdf,
+    masked_ppo_loss,
+    set_debug,
+    split_parts,
+)
+from rlmask.types import ActionSpec, Episode, ObsSpec, Rollout, Update, split, tree_map
+from rlmask.vector import Game, MaskSource, VectorEnv, Vectorization, make_vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Settings of a masked PPO run."""
+
+    env: str = ""
+    """Gymnasium id of the env; `module:Name-v0` imports the module first."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the env, as YAML: '{is_rainy: true}'."""
+    mask_source: MaskSource = "auto"
+    """Where the env keeps its mask: info["action_mask"], obs["action_mask"], method action_masks()."""
+    games: tuple[Game, ...] = ()
+    """Several games in place of `env`, each with the union action that each of its actions is."""
+    num_actions: int | None = None
+    """Size of the union action set; None: as many as the games name."""
+    vectorization: Vectorization = "sync"
+    """sync: one process, best for quick envs; async: one process an env; native: the env's own."""
+    num_envs: int = 64
+    """Envs stepped together, N."""
+    seed: int = 0
+    """Of everything random in the run."""
+    total_steps: int = 1_000_000
+    """Env steps over all envs; rounded up to whole updates."""
+    num_steps: int = 128
+    """Steps of each env between two updates, T."""
+    num_epochs: int = 4
+    """Passes over a rollout."""
+    num_minibatches: int = 8
+    """Gradient steps in a pass."""
+    learning_rate: float = 2.5e-4
+    """Of Adam, at the start."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall in a straight line to 0 at total_steps."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation (Schulman et al. 2016)."""
+    clip_range: float = 0.2
+    """ε of the clipped surrogate (Schulman et al. 2017)."""
+    value_clip_range: float | None = None
+    """Clip steps of the value to this, in units of (scaled) reward; None: do not clip."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus, per nat."""
+    normalize_entropy: bool = False
+    """Divide each state's entropy by the log of its number of valid actions."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Clip the gradient to this norm."""
+    target_kl: float | None = None
+    """Stop an update's epochs once the KL divergence exceeds 1.5 times this, in nats; None: never."""
+    normalize_advantage: bool = True
+    """Shift and scale the advantages of a minibatch to mean 0 and standard deviation 1."""
+    normalize_obs: bool = False
+    """Scale vector observations by their running mean and standard deviation."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the fully connected layers."""
+    activation: Activation = "tanh"
+    """After each fully connected layer."""
+    shared_torso: bool = False
+    """Policy and value share all layers but the last."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    num_threads: int = 1
+    """Torch threads. One is fastest for small networks and the only count that is exact on resume."""
+    debug: bool = False
+    """Check every mask and action in every op."""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say.
+
+        Raises:
+            ValueError: names the fields and the remedy.
+        """
+        if bool(self.env) == bool(self.games):
+            raise ValueError("set either env or games")
+        num_games = max(1, len(self.games))
+        if self.num_envs < 1 or self.num_envs % num_games:
+            raise ValueError(
+                f"num_envs is {self.num_envs}: it must be a positive multiple of the "
+                f"{num_games} game{'s' * (num_games > 1)}"
+            )
+        for name in ("total_steps", "num_steps", "num_epochs", "num_minibatches", "num_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.batch_size % self.num_minibatches:
+            raise ValueError(
+                f"num_envs x num_steps = {self.batch_size} does not divide into "
+                f"num_minibatches = {self.num_minibatches}"
+            )
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be in 0..1")
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes is {self.hidden_sizes}: give at least one positive width")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it must not be negative")
+
+    @property
+    def batch_size(self) -> int:
+        """Env steps between two updates."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in the whole run."""
+        return -(-self.total_steps // self.batch_size)
+
+    @property
+    def all_games(self) -> tuple[Game, ...]:
+        """The games, one of them if `env` is set."""
+        if self.games:
+            return self.games
+        return (Game(env_id=self.env, env_kwargs=self.env_kwargs, mask_source=self.mask_source),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the loss reads of each of B steps."""
+
+    obs: Tensor  # [B, *obs]
+    action_mask: Tensor  # [B, A]
+    action: Tensor  # [B, *parts]
+    log_prob: Tensor  # [B], and so the rest
+    value: Tensor
+    advantage: Tensor
+    value_target: Tensor
+
+
+def train(config: PPOConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Update]:
+    """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
+
+    The envs are closed when the generator is closed or exhausted. Sets torch's number of threads.
+
+    Raises:
+        EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
+        FloatingPointError: if the loss is not finite; the network is then as before that update.
+    """
+    torch.set_num_threads(config.num_threads)
+    set_debug(config.debug)
+    device = choose_device(config.device)
+    envs = make_vector(
+        config.all_games,
+        config.num_envs,
+        config.seed,
+        vectorization=config.vectorization,
+        num_actions=config.num_actions,
+    )
+    try:
+        yield from _train(config, envs, device, resume)
+    finally:
+        envs.close()
+
+
+def _train(
+    config: PPOConfig, envs: VectorEnv, device: torch.device, resume: Mapping[str, Any] | None
+) -> Iterator[Update]:
+    generator = torch.Generator().manual_seed(config.seed)
+    network = make_network(config, envs.spec.obs, envs.spec.action, generator).to(device)
+    weights = flatten_parameters(network)
+    optimizer = torch.optim.Adam([weights], lr=config.learning_rate, eps=1e-5, fused=True)
+    scaler = RewardScaler(config.num_envs, config.gamma)
+    recent: deque[Episode] = deque(maxlen=100)
+    game_names = [game.env_id for game in config.all_games]
+    first_update = 0
+    if resume is None:
+        obs, action_mask = envs.reset()
+    else:
+        network.load_state_dict(resume["network"])
+        optimizer.state[weights].update(resume["optimizer"])
+        generator.set_state(resume["generator"])
+        scaler.restore(resume["reward_scaler"])
+        recent.extend(Episode(**episode) for episode in resume["recent_episodes"])
+        first_update = resume["update"]
+        obs, action_mask = envs.restore(resume["envs"])
+
+    for update in range(first_update + 1, config.num_updates + 1):
+        if config.anneal_learning_rate:
+            learning_rate = linear_schedule(
+                config.learning_rate, 0.0, config.num_updates, update - 1
+            )
+            optimizer.param_groups[0]["lr"] = learning_rate
+        rollout, episodes, obs, action_mask = collect(
+            envs, network, obs, action_mask, config.num_steps, generator, device
+        )
+        recent.extend(episodes)
+        reward = scaler.scale(rollout.reward) if config.normalize_reward else rollout.reward
+        ended = rollout.terminated | rollout.truncated
+        advantage = generalized_advantage_estimation(
+            reward,
+            rollout.value,
+            rollout.next_value,
+            config.gamma * ~rollout.terminated,
+            ended,
+            config.gae_lambda,
+        )
+        batch = Batch(
+            obs=rollout.obs,
+            action_mask=rollout.action_mask,
+            action=rollout.action,
+            log_prob=rollout.log_prob,
+            value=rollout.value,
+            advantage=advantage,
+            value_target=advantage + rollout.value,
+        )
+        batch = tree_map(lambda x: x.flatten(0, 1), batch)  # [T, N] -> [T*N]
+        losses = learn(network, weights, optimizer, batch, config, generator)
+        network.observe(batch.obs)
+        scaler.observe(rollout.reward, ended)
+
+        metrics = {
+            **episode_metrics(recent, game_names),
+            **losses,
+            "loss/explained_variance": explained_variance(batch.value, batch.value_target),
+            "mask/valid_fraction": batch.action_mask.float().mean().item(),
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
+
+        def capture(update: int = update) -> dict[str, Any]:
+            return {
+                "update": update,
+                "network": network.state_dict(),
+                "optimizer": dict(optimizer.state[weights]),
+                "generator": generator.get_state(),
+                "reward_scaler": scaler.capture(),
+                "recent_episodes": [vars(episode) for episode in recent],
+                "envs": envs.capture(),
+            }
+
+        yield Update(
+            update=update,
+            env_steps=update * config.batch_size,
+            metrics=metrics,
+            episodes=episodes,
+            policy=actor_policy(network, greedy=True),
+            capture=capture,
+        )
+
+
+def make_network(
+    config: PPOConfig, obs: ObsSpec, action: ActionSpec, generator: torch.Generator
+) -> ActorCritic:
+    """Return the network that a config describes, for an observation and an action spec."""
+    return ActorCritic(
+        obs,
+        action,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        shared_torso=config.shared_torso,
+        normalize_obs=config.normalize_obs,
+        generator=generator,
+    )
+
+
+@torch.inference_mode()
+def collect(
+    envs: VectorEnv,
+    network: ActorCritic,
+    obs: Tensor,
+    action_mask: Tensor,
+    num_steps: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[Rollout, list[Episode], Tensor, Tensor]:
+    """Step the envs `num_steps` times; return the rollout, ended episodes, and the next obs and mask.
+
+    obs [N, *obs] and action_mask [N, A] are on the CPU, as the envs give and take them.
+    """
+    nvec = envs.spec.action.nvec
+    T, N = num_steps, envs.num_envs
+    rollout = empty_rollout(T, N, envs, device)
+    uniform = torch.rand((T, N, *envs.spec.action.shape), generator=generator).to(device)
+    episodes: list[Episode] = []
+    truncated_at: list[tuple[int, Tensor, Tensor]] = []
+    for t in range(T):
+        rollout.obs[t], rollout.action_mask[t] = obs, action_mask
+        logits, rollout.value[t] = network(rollout.obs[t])
+        action, log_prob = masked_inverse_cdf(
+            split_parts(logits, nvec), split_parts(rollout.action_mask[t], nvec), uniform[t]
+        )
+        rollout.action[t] = action
+        rollout.log_prob[t] = log_prob.sum(-1) if len(nvec) > 1 else log_prob
+        step = envs.step(action.cpu())
+        obs, action_mask = step.obs, step.action_mask
+        rollout.reward[t], rollout.terminated[t] = step.reward, step.terminated
+        rollout.truncated[t] = step.truncated
+        episodes += step.episodes
+        if len(step.ended):
+            cut = step.truncated[step.ended] & ~step.terminated[step.ended]
+            truncated_at.append((t, step.ended[cut], step.final_obs[cut]))
+
+    # the value of a successor is the value of the next row, except where the env has reset
+    rollout.next_value[:-1] = rollout.value[1:]
+    rollout.next_value[-1] = network(obs.to(device))[1]
+    for t, env_index, final_obs in truncated_at:
+        if len(env_index):
+            rollout.next_value[t, env_index.to(device)] = network(final_obs.to(device))[1]
+    return rollout, episodes, obs, action_mask
+
+
+def empty_rollout(num_steps: int, num_envs: int, envs: VectorEnv, device: torch.device) -> Rollout:
+    """Return an uninitialised rollout of T steps of N envs."""
+    T, N = num_steps, num_envs
+    obs, action = envs.spec.obs, envs.spec.action
+    with torch.inference_mode(False):  # else autograd could not save them for backward
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty((T, N, *shape), dtype=dtype, device=device)
+
+        return Rollout(
+            obs=empty(*obs.shape, dtype=obs.torch_dtype),
+            action_mask=empty(action.num_actions, dtype=torch.bool),
+            action=empty(*action.shape, dtype=torch.int64),
+            log_prob=empty(),
+            value=empty(),
+            next_value=empty(),
+            reward=empty(),
+            terminated=empty(dtype=torch.bool),
+            truncated=empty(dtype=torch.bool),
+        )
+
+
+def learn(
+    network: ActorCritic,
+    weights: Tensor,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: PPOConfig,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Run the epochs of one update; return the mean losses of the last one.
+
+    Args:
+        weights: the network's parameters as one vector, see `flatten_parameters`.
+
+    Raises:
+        FloatingPointError: if a gradient is not finite; the weights are then still good.
+    """
+    nvec = network.action_spec.nvec
+    parameters = list(network.parameters())
+    rows: list[Tensor] = []
+    for _ in range(config.num_epochs):
+        order = torch.randperm(config.batch_size, generator=generator).to(batch.obs.device)
+        shuffled = tree_map(lambda x, order=order: x[order], batch)
+        rows = []
+        for minibatch in split(shuffled, config.batch_size // config.num_minibatches):
+            flat_logits, value = network(minibatch.obs)
+            logits = split_parts(flat_logits, nvec)
+            advantage = minibatch.advantage
+            if config.normalize_advantage:
+                advantage = standardize(advantage)
+            losses, grad_logits, grad_value = masked_ppo_loss(
+                logits,
+                value,
+                split_parts(minibatch.action_mask, nvec),
+                minibatch.action,
+                minibatch.log_prob,
+                minibatch.value,
+                advantage,
+                minibatch.value_target,
+                clip_range=config.clip_range,
+                value_clip_range=config.value_clip_range,
+                value_coef=config.value_coef,
+                entropy_coef=config.entropy_coef,
+                normalize_entropy=config.normalize_entropy,
+            )
+            gradients = torch.autograd.grad(
+                (logits, value), parameters, (grad_logits, grad_value)
+            )
+            weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
+            norm = torch.linalg.vector_norm(weights.grad)
+            grad_norm = float(norm)
+            if not math.isfinite(grad_norm):
+                raise FloatingPointError(
+                    f"the gradient is not finite (losses {losses}). Look for huge rewards or "
+                    "observations, or lower learning_rate"
+                )
+            if grad_norm > config.max_grad_norm:
+                weights.grad.mul_(config.max_grad_norm / grad_norm)
+            optimizer.step()
+            rows.append(torch.stack([*losses, norm]))
+            if config.target_kl is not None and losses.approx_kl > 1.5 * config.target_kl:
+                return mean_losses(rows)
+    return mean_losses(rows)
+
+
+def standardize(x: Tensor) -> Tensor:
+    """Shift and scale to mean 0 and standard deviation 1; a single number stays as it is."""
+    if len(x) < 2:
+        return x
+    std, mean = torch.std_mean(x)
+    return (x - mean) / (std + 1e-8)
+
+
+def mean_losses(rows: list[Tensor]) -> dict[str, float]:
+    """Return the metrics of the minibatches of one epoch."""
+    means = torch.stack(rows).mean(0).tolist()
+    names = [*PPOLosses._fields, "grad_norm"]
+    return {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
+
+
+def explained_variance(value: Tensor, value_target: Tensor) -> float:
+    """Return 1 - Var[G - V] / Var[G]: 1 is a perfect value network, 0 a constant one."""
+    return (1 - (value_target - value).var() / (value_target.var() + 1e-8)).item()
+
+
+def episode_metrics(recent: Iterable[Episode], games: Sequence[str]) -> dict[str, float]:
+    """Return mean return and length of the most recent episodes, by game if there are several."""
+    metrics = {}
+    for index, name in enumerate(games):
+        episodes = [episode for episode in recent if episode.game == index]
+        if episodes:
+            suffix = f"/{name}" if len(games) > 1 else ""
+            returns = [episode.episode_return for episode in episodes]
+            lengths = [episode.episode_length for episode in episodes]
+            metrics[f"rollout/episode_return{suffix}"] = sum(returns) / len(returns)
+            metrics[f"rollout/episode_length{suffix}"] = sum(lengths) / len(lengths)
+    return metrics
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: if `cuda` is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU; set it to cpu or auto")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

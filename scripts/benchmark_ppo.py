@@ -1,0 +1,291 @@
+"""Compare rlmask's PPO with sb3-contrib's MaskablePPO: same env, same settings, same machine, in turn.
+
+    pip install 'rlmask[bench]'
+    python scripts/benchmark_ppo.py                # everything, about half an hour on 2 cores
+    python scripts/benchmark_ppo.py speed          # steps/s for two settings
+    python scripts/benchmark_ppo.py time           # seconds to a mean return of 7.0
+    python scripts/benchmark_ppo.py ops            # the masked ops alone
+
+Every measurement is a process of its own; the two are interleaved (A B, B A, ...) and compared pair by
+pair, so that a drift of the machine's speed hits both. Both get Gymnasium's own Taxi-v4 without the
+passive checker, tanh 64-64 networks that share nothing, Adam with eps 1e-5, and one torch thread.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+START = time.perf_counter()
+
+SPEED = {
+    "64 envs x 128 steps, 4 epochs, minibatch 1024": dict(
+        num_envs=64, num_steps=128, num_epochs=4, num_minibatches=8, total_steps=15 * 8192
+    ),
+    "8 envs x 2048 steps, 10 epochs, minibatch 64": dict(
+        num_envs=8, num_steps=2048, num_epochs=10, num_minibatches=256, total_steps=3 * 16384
+    ),
+}
+TIME = dict(
+    num_envs=64,
+    num_steps=64,
+    num_epochs=4,
+    num_minibatches=8,
+    total_steps=3_000_000,
+    learning_rate=2.5e-3,
+    gae_lambda=0.9,
+    max_grad_norm=10.0,
+)
+
+
+def train_rlmask(settings: dict, seed: int, target: float | None) -> dict:
+    from rlmask import ppo
+
+    config = ppo.PPOConfig(env="Taxi-v4", seed=seed, anneal_learning_rate=False, **settings)
+    times, mean = [], None
+    for update in ppo.train(config):
+        times.append((time.perf_counter(), update.env_steps))
+        mean = update.metrics.get("rollout/episode_return")
+        if target is not None and mean is not None and mean >= target:
+            break
+    return summary(times, mean)
+
+
+def train_sb3(settings: dict, seed: int, target: float | None) -> dict:
+    import gymnasium as gym
+    import torch
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    torch.set_num_threads(1)
+
+    class TaxiMask(gym.Wrapper):
+        """Keeps the mask of the last info, the cheapest thing that `action_masks()` can return."""
+
+        def reset(self, **kwargs):
+            obs, info = self.env.reset(**kwargs)
+            self.mask = info["action_mask"]
+            self.total, self.length = 0.0, 0
+            return obs, info
+
+        def step(self, action):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            self.mask = info["action_mask"]
+            self.total += float(reward)
+            if terminated or truncated:
+                returns.append(self.total)
+            return obs, reward, terminated, truncated, info
+
+        def action_masks(self):
+            return self.mask
+
+    returns: list[float] = []
+    times: list[tuple[float, int]] = []
+
+    class Clock(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps:
+                times.append((time.perf_counter(), self.num_timesteps))
+
+        def _on_step(self) -> bool:
+            recent = returns[-100:]
+            return target is None or len(recent) < 100 or sum(recent) / 100 < target
+
+    num_envs = settings["num_envs"]
+    make = lambda: TaxiMask(gym.make("Taxi-v4", disable_env_checker=True))  # noqa: E731
+    model = MaskablePPO(
+        "MlpPolicy",
+        DummyVecEnv([make] * num_envs),
+        learning_rate=settings.get("learning_rate", 2.5e-4),
+        n_steps=settings["num_steps"],
+        batch_size=num_envs * settings["num_steps"] // settings["num_minibatches"],
+        n_epochs=settings["num_epochs"],
+        gamma=0.99,
+        gae_lambda=settings.get("gae_lambda", 0.95),
+        clip_range=0.2,
+        ent_coef=0.01,
+        vf_coef=0.5,
+        max_grad_norm=settings.get("max_grad_norm", 0.5),
+        policy_kwargs=dict(
+            net_arch=dict(pi=[64, 64], vf=[64, 64]),
+            activation_fn=torch.nn.Tanh,
+            optimizer_kwargs=dict(eps=1e-5),
+        ),
+        seed=seed,
+        device="cpu",
+    )
+    model.learn(settings["total_steps"], callback=Clock())
+    times.append((time.perf_counter(), model.num_timesteps))
+    return summary(times, statistics.fmean(returns[-100:]) if returns else None)
+
+
+def summary(times: list[tuple[float, int]], mean: float | None) -> dict:
+    """Steps/s is the slope after the first tenth of the updates (at least one)."""
+    import resource
+
+    (t0, s0), (t1, s1) = times[max(0, len(times) // 10 - 1)], times[-1]
+    return {
+        "steps_per_second": (s1 - s0) / (t1 - t0) if t1 > t0 else None,
+        "seconds": t1 - START,
+        "env_steps": s1,
+        "mean_return": mean,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def run_pairs(settings: dict, pairs: int, target: float | None) -> dict[str, list[dict]]:
+    """Run both in processes of their own, in alternating order."""
+    results: dict[str, list[dict]] = {"rlmask": [], "sb3": []}
+    for pair in range(pairs):
+        for who in ("rlmask", "sb3") if pair % 2 == 0 else ("sb3", "rlmask"):
+            job = json.dumps({"who": who, "settings": settings, "seed": pair, "target": target})
+            command = [sys.executable, __file__, "child", "--job", job]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results[who].append(json.loads(output.splitlines()[-1]))
+        print(f"  pair {pair + 1} of {pairs}", file=sys.stderr)
+    return results
+
+
+def interval(ratios: list[float], draws: int = 10_000) -> tuple[float, float]:
+    """Return the bootstrap 95 % interval of the median."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def report(results: dict[str, list[dict]], key: str, higher_is_better: bool) -> None:
+    ours = [r[key] for r in results["rlmask"]]
+    theirs = [r[key] for r in results["sb3"]]
+    ratios = [a / b if higher_is_better else b / a for a, b in zip(ours, theirs, strict=True)]
+    low, high = interval(ratios)
+    print(
+        f"  {key:18} rlmask {statistics.median(ours):10.1f}   sb3-contrib "
+        f"{statistics.median(theirs):10.1f}   ratio {statistics.median(ratios):5.2f} "
+        f"[{low:.2f}, {high:.2f}]"
+    )
+
+
+def speed(pairs: int) -> None:
+    for name, settings in SPEED.items():
+        results = run_pairs(settings, pairs, target=None)
+        print(f"Taxi-v4, {name} ({pairs} pairs, medians, 95 % interval of the paired ratio)")
+        report(results, "steps_per_second", higher_is_better=True)
+        report(results, "peak_memory_mb", higher_is_better=False)
+
+
+def time_to_return(pairs: int, target: float = 7.0) -> None:
+    results = run_pairs(TIME, pairs, target)
+    reached = {who: sum(r["mean_return"] >= target for r in rs) for who, rs in results.items()}
+    print(f"Taxi-v4, seconds from process start to a mean training return of {target}: {TIME}")
+    print(f"  reached: rlmask {reached['rlmask']}, sb3-contrib {reached['sb3']} of {pairs}")
+    report(results, "seconds", higher_is_better=False)
+    report(results, "env_steps", higher_is_better=False)
+
+
+def ops(repetitions: int) -> None:
+    """Time the masked ops against sb3-contrib's distribution and unmasked torch."""
+    import torch
+    from sb3_contrib.common.maskable.distributions import MaskableCategorical
+
+    from rlmask.ops import masked_log_prob_and_entropy, masked_sample
+
+    torch.set_num_threads(1)
+    print(f"masked ops, one thread, median of {repetitions} interleaved rounds; ratio = other / rlmask")
+    for rows, actions in [(64, 6), (1024, 6), (4096, 1225)]:
+        logits = torch.randn(rows, actions)
+        mask = torch.rand(rows, actions) < 0.5
+        mask[:, 0] = True
+        action = mask.int().argmax(-1)
+        grad_logits = logits.clone().requires_grad_()
+
+        def sample_rlmask(logits=logits, mask=mask):
+            masked_sample(logits, mask)
+
+        def sample_sb3(logits=logits, mask=mask):
+            distribution = MaskableCategorical(logits=logits, masks=mask)
+            distribution.log_prob(distribution.sample())
+
+        def sample_torch(logits=logits):
+            log_probs = torch.log_softmax(logits, -1)
+            gumbel = torch.empty_like(log_probs).exponential_().log_()
+            drawn = (log_probs - gumbel).argmax(-1, keepdim=True)
+            return drawn.squeeze(-1), log_probs.gather(-1, drawn).squeeze(-1)
+
+        def loss_rlmask(logits=grad_logits, mask=mask, action=action):
+            logits.grad = None
+            log_prob, entropy = masked_log_prob_and_entropy(logits, mask, action)
+            (log_prob.mean() + entropy.mean()).backward()
+
+        def loss_sb3(logits=grad_logits, mask=mask, action=action):
+            logits.grad = None
+            distribution = MaskableCategorical(logits=logits, masks=mask)
+            (distribution.log_prob(action).mean() + distribution.entropy().mean()).backward()
+
+        def loss_torch(logits=grad_logits, action=action):
+            logits.grad = None
+            log_probs = torch.log_softmax(logits, -1)
+            log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+            entropy = -(log_probs.exp() * log_probs).sum(-1)
+            (log_prob.mean() + entropy.mean()).backward()
+
+        calls = max(1, 200_000 // (rows * actions))
+        with torch.no_grad():
+            row = time_interleaved([sample_rlmask, sample_sb3, sample_torch], calls, repetitions)
+        print_row(f"sample + log-prob, {rows} x {actions}", row)
+        row = time_interleaved([loss_rlmask, loss_sb3, loss_torch], calls, repetitions)
+        print_row(f"log-prob + entropy + backward, {rows} x {actions}", row)
+
+
+def time_interleaved(
+    functions: list[Callable[[], object]], calls: int, repetitions: int
+) -> list[list[float]]:
+    """Return microseconds a call for each function, by repetition."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for repetition in range(repetitions + 1):
+        for index, function in enumerate(functions):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            if repetition:  # the first round warms up
+                seconds[index].append((time.perf_counter() - start) / calls * 1e6)
+    return seconds
+
+
+def print_row(name: str, times: list[list[float]]) -> None:
+    ours, sb3, unmasked = times
+    medians = [statistics.median(t) for t in times]
+    to_sb3 = statistics.median(b / a for a, b in zip(ours, sb3, strict=True))
+    to_unmasked = statistics.median(a / b for a, b in zip(ours, unmasked, strict=True))
+    print(
+        f"  {name:46} rlmask {medians[0]:9.1f} µs   sb3-contrib {medians[1]:9.1f} µs "
+        f"({to_sb3:.1f}x)   unmasked torch {medians[2]:9.1f} µs (rlmask takes {to_unmasked:.2f}x)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", nargs="?", default="all", choices=["all", "speed", "time", "ops", "child"])
+    parser.add_argument("--pairs", type=int, default=5, help="A/B pairs of processes")
+    parser.add_argument("--repetitions", type=int, default=31, help="rounds of the op table")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.what == "child":
+        job = json.loads(arguments.job)
+        train = train_rlmask if job["who"] == "rlmask" else train_sb3
+        print(json.dumps(train(job["settings"], job["seed"], job["target"])))
+        return
+    if arguments.what in ("all", "ops"):
+        ops(arguments.repetitions)
+    if arguments.what in ("all", "speed"):
+        speed(arguments.pairs)
+    if arguments.what in ("all", "time"):
+        time_to_return(arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()
