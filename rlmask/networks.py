@@ -174,13 +174,13 @@ class ActorCritic(nn.Module):
         """Add observations to the statistics, if there are any."""
         if self.normalize_obs:
             moments = update_moments(self.obs_mean, self.obs_var, self.obs_count, obs)
-            for buffer, new in zip((self.obs_mean, self.obs_var, self.obs_count), moments, strict=True):
+            for buffer, new in zip(
+                (self.obs_mean, self.obs_var, self.obs_count), moments, strict=True
+            ):
                 buffer.copy_(new)
 
 
-def head(
-    in_features: int, out_features: int, gain: float, generator: torch.Generator
-) -> nn.Linear:
+def head(in_features: int, out_features: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer with orthogonal weights and zero bias."""
     layer = nn.utils.skip_init(nn.Linear, in_features, out_features)
     with torch.no_grad():
@@ -208,7 +208,9 @@ def flatten_parameters(network: nn.Module) -> Tensor:
     """
     parameters = list(network.parameters())
     flat = torch.cat([p.detach().flatten() for p in parameters])
-    for parameter, view in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, view in zip(
+        parameters, flat.split([p.numel() for p in parameters]), strict=True
+    ):
         parameter.data = view.view_as(parameter)
     return flat
 
@@ -227,7 +229,9 @@ def actor_policy(
     def policy(obs: Tensor, action_mask: Bool[Tensor, "B A"]) -> Int[Tensor, "B *parts"]:
         logits = split_parts(network(obs.to(device))[0], nvec)
         mask = split_parts(action_mask.to(device), nvec)
-        action = masked_argmax(logits, mask) if greedy else masked_sample(logits, mask, generator)[0]
+        action = (
+            masked_argmax(logits, mask) if greedy else masked_sample(logits, mask, generator)[0]
+        )
         return action.to(obs.device)
 
     return policy

@@ -130,7 +130,9 @@ class PPOConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            raise ValueError(f"hidden_sizes is {self.hidden_sizes}: give at least one positive width")
+            raise ValueError(
+                f"hidden_sizes is {self.hidden_sizes}: give at least one positive width"
+            )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must not be negative")
 
@@ -402,9 +404,7 @@ def learn(
                 entropy_coef=config.entropy_coef,
                 normalize_entropy=config.normalize_entropy,
             )
-            gradients = torch.autograd.grad(
-                (logits, value), parameters, (grad_logits, grad_value)
-            )
+            gradients = torch.autograd.grad((logits, value), parameters, (grad_logits, grad_value))
             weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
             norm = torch.linalg.vector_norm(weights.grad)
             grad_norm = float(norm)

@@ -195,7 +195,9 @@ def ops(repetitions: int) -> None:
     from rlmask.ops import masked_log_prob_and_entropy, masked_sample
 
     torch.set_num_threads(1)
-    print(f"masked ops, one thread, median of {repetitions} interleaved rounds; ratio = other / rlmask")
+    print(
+        f"masked ops, one thread, median of {repetitions} interleaved rounds; ratio = other / rlmask"
+    )
     for rows, actions in [(64, 6), (1024, 6), (4096, 1225)]:
         logits = torch.randn(rows, actions)
         mask = torch.rand(rows, actions) < 0.5
@@ -269,7 +271,9 @@ def print_row(name: str, times: list[list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="?", default="all", choices=["all", "speed", "time", "ops", "child"])
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=["all", "speed", "time", "ops", "child"]
+    )
     parser.add_argument("--pairs", type=int, default=5, help="A/B pairs of processes")
     parser.add_argument("--repetitions", type=int, default=31, help="rounds of the op table")
     parser.add_argument("--job", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """One game, behind the one mask convention: seeded episode by episode, checked, replayable."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,18 +63,13 @@ class MaskedEnv:
         game = spec.games[self.game_index]
         self.spec = spec
         self.env = make_env(game.env_id, dict(game.env_kwargs), render_mode)
-        self.where = Where(game.env_id, index)
+        self._env_id = game.env_id
         self._seed = (seed, stream, index)
         self._enforce = enforce
         self._source = game.mask_source
-        space = self.env.observation_space
-        self._strip = None
-        if self._source == "obs":
-            space, self._strip = without_mask(space)
         if self._source == "method":
             self._action_masks = self.env.get_wrapper_attr("action_masks")
-        self._own_obs, self._to_obs = obs_spec(space)
-        self._obs_shape, self._obs_offset = spec.obs.shape, spec.obs_offsets[self.game_index]
+        self._read_obs = self._obs_reader(spec.obs_offsets[self.game_index])
         own, self._to_action = action_spec(self.env.action_space)
         self._nvec, self._parts = own.nvec, len(own.nvec)
         self._mask_shape = (own.num_actions,)
@@ -88,22 +83,26 @@ class MaskedEnv:
         if self._parts == 1:
             for index, union in enumerate(self._ids or range(own.num_actions)):
                 self._own_action[union] = self._to_action(index)
-        self.mask = b""
+        self._episode = 0
         self._episode_return, self._invalid_actions = 0.0, 0
-        self._actions: list[Any] = []
+        self._actions: list[Any] = []  # of the unfinished episode
         self._obs: Any = None
+        self._mask = b""
+
+    @property
+    def where(self) -> Where:
+        """The place in the run that the env is at, for error messages."""
+        return Where(self._env_id, self._seed[2], self._episode, len(self._actions))
 
     def reset(self) -> tuple[Any, bytes]:
         """Start the next episode; return its first observation and mask."""
-        where = self.where
-        where.episode += 1
-        where.step = 0
+        self._episode += 1
         self._episode_return, self._invalid_actions = 0.0, 0
         self._actions = []
-        obs, info = self.env.reset(seed=episode_seed(*self._seed, where.episode))
-        self.mask = self._read_mask(obs, info, False, False)
+        obs, info = self.env.reset(seed=episode_seed(*self._seed, self._episode))
+        self._mask = self._read_mask(obs, info, False, False)
         self._obs = self._read_obs(obs)
-        return self._obs, self.mask
+        return self._obs, self._mask
 
     def step(self, action: Any) -> tuple[Any, bytes, float, bool, bool, Ended | None]:
         """Take a union action; return obs, mask, reward, terminated, truncated, and the end if any.
@@ -114,12 +113,16 @@ class MaskedEnv:
             InvalidActionError: if the mask rules the action out and masks are enforced.
             MaskError: if the env's new mask is missing, malformed or empty.
         """
-        if not self._is_valid(action):
-            self._refuse(action)
+        if self._parts > 1:
+            if not self._are_valid(action):
+                self._refuse(action)
+            own = self._to_action(action)
+        else:
+            if not (0 <= action < self._union_size and self._mask[action]):
+                self._refuse(action)
+            own = self._own_action[action]
         self._actions.append(action)
-        own = self._own_action[action] if self._own_action else self._to_action(action)
         obs, reward, terminated, truncated, info = self.env.step(own)
-        self.where.step += 1
         reward = float(reward)
         self._episode_return += reward
         if not math.isfinite(reward):
@@ -127,12 +130,12 @@ class MaskedEnv:
         mask = self._read_mask(obs, info, terminated, truncated)
         obs = self._read_obs(obs)
         if not (terminated or truncated):
-            self.mask, self._obs = mask, obs
+            self._mask, self._obs = mask, obs
             return obs, mask, reward, False, False, None
         episode = Episode(
             game=self.game_index,
             episode_return=self._episode_return,
-            episode_length=self.where.step,
+            episode_length=len(self._actions),
             invalid_actions=self._invalid_actions,
         )
         ended = Ended(obs, mask, episode)
@@ -142,38 +145,33 @@ class MaskedEnv:
     def capture(self) -> dict[str, Any]:
         """Return the state: number and actions of the unfinished episode, and what is to be seen."""
         return {
-            "episode": self.where.episode,
+            "episode": self._episode,
             "actions": np.array(self._actions, np.int64),
             "obs": np.array(self._obs),
-            "mask": np.frombuffer(self.mask, np.uint8).copy(),
+            "mask": np.frombuffer(self._mask, np.uint8).copy(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> tuple[Any, bytes, bool]:
         """Play the unfinished episode again; return obs, mask, and whether it came out the same."""
-        self.where.episode = int(state["episode"]) - 1
+        self._episode = int(state["episode"]) - 1
         obs, mask = self.reset()
-        same = True
         for action in state["actions"].tolist():
-            if not self._is_valid(action):
-                same = False
-                break
-            obs, mask, *_, ended = self.step(action)
-            if ended is not None:  # it ended sooner than it did before
-                same = False
-                break
-        same = same and mask == state["mask"].tobytes()
-        same = same and np.array_equal(np.array(obs), state["obs"])
+            try:
+                obs, mask, *_, ended = self.step(action)
+            except InvalidActionError:
+                return obs, mask, False
+            if ended is not None:  # sooner than it did before
+                return obs, mask, False
+        same = mask == state["mask"].tobytes() and np.array_equal(np.array(obs), state["obs"])
         return obs, mask, same
 
     def close(self) -> None:
         """Close the env."""
         self.env.close()
 
-    def _is_valid(self, action: Any) -> bool:
-        if self._parts == 1:
-            return 0 <= action < self._union_size and self.mask[action] == 1
+    def _are_valid(self, action: Any) -> bool:
         return all(
-            0 <= part < n and self.mask[start + part] == 1
+            0 <= part < n and self._mask[start + part]
             for part, n, start in zip(action, self._nvec, self._part_starts, strict=True)
         )
 
@@ -188,20 +186,30 @@ class MaskedEnv:
             )
         self._invalid_actions += 1
 
-    def _read_obs(self, obs: Any) -> Any:
-        if self._strip is not None:
-            obs = self._strip(obs)
-        obs = self._to_obs(obs)
-        if self._own_obs.kind == "discrete":
-            return obs + self._obs_offset
-        if obs.shape != self._own_obs.shape:
-            raise EnvError(
-                f"{self.where}: the observation has shape {obs.shape}, its space "
-                f"{self._own_obs.shape}"
-            )
-        padded = np.zeros(self._obs_shape, self._own_obs.dtype)  # always a copy: envs reuse arrays
-        padded[tuple(slice(n) for n in obs.shape)] = obs
-        return padded
+    def _obs_reader(self, offset: int) -> Callable[[Any], Any]:
+        """Return the function from the env's observation to one of the union, always a copy."""
+        space = self.env.observation_space
+        strip: Callable[[Any], Any] | None = None
+        if self._source == "obs":
+            space, strip = without_mask(space)
+        own, convert = obs_spec(space)
+        if own.kind == "discrete":
+            start = convert(0)  # 0 unless the space starts elsewhere
+            read = int if start + offset == 0 else lambda obs: int(obs) + start + offset
+            return read if strip is None else lambda obs: read(strip(obs))
+        where = tuple(slice(n) for n in own.shape)
+
+        def read_array(obs: Any) -> np.ndarray:
+            obs = convert(obs if strip is None else strip(obs))
+            if obs.shape != own.shape:
+                raise EnvError(
+                    f"{self.where}: the observation has shape {obs.shape}, its space {own.shape}"
+                )
+            padded = np.zeros(self.spec.obs.shape, own.dtype)
+            padded[where] = obs
+            return padded
+
+        return read_array
 
     def _read_mask(
         self, obs: Any, info: Mapping[str, Any], terminated: bool, truncated: bool

@@ -128,9 +128,7 @@ def join(games: tuple[Game, ...], num_actions: int | None = None) -> VectorSpec:
     return VectorSpec(obs=obs, action=union, games=resolved, obs_offsets=offsets)
 
 
-def _union_obs(
-    specs: list[ObsSpec], games: tuple[Game, ...]
-) -> tuple[ObsSpec, tuple[int, ...]]:
+def _union_obs(specs: list[ObsSpec], games: tuple[Game, ...]) -> tuple[ObsSpec, tuple[int, ...]]:
     """Discrete games get rows of their own; vectors and images are padded with zeros at the end."""
     first = specs[0]
     for spec, game in zip(specs, games, strict=True):

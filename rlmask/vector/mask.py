@@ -76,7 +76,11 @@ def canonical_mask(mask: Any, nvec: tuple[int, ...], source: str, where: Where) 
         return b"".join(
             canonical_mask(part, (n,), source, where) for part, n in zip(mask, nvec, strict=True)
         )
-    if isinstance(mask, list) and source == "method" and not any(hasattr(m, "__len__") for m in mask):
+    if (
+        isinstance(mask, list)
+        and source == "method"
+        and not any(hasattr(m, "__len__") for m in mask)
+    ):
         mask = np.asarray(mask)
     if not isinstance(mask, np.ndarray):
         problem = f"the mask is a {type(mask).__name__}, not an array"

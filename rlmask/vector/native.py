@@ -181,7 +181,9 @@ class NativeVector:
         shape = (rows, self.spec.action.num_actions)
         fix = f"Return a bool array of shape {shape}"
         if not isinstance(raw, np.ndarray) or raw.shape != shape or raw.dtype.kind not in "biu":
-            found = f"{raw.dtype} {raw.shape}" if isinstance(raw, np.ndarray) else type(raw).__name__
+            found = (
+                f"{raw.dtype} {raw.shape}" if isinstance(raw, np.ndarray) else type(raw).__name__
+            )
             raise self._where.error(f"the masks are {found}", fix)
         valid = raw == 1
         if not (valid | (raw == 0)).all():
@@ -212,5 +214,3 @@ class NativeVector:
             final_mask[:] = True
         converted = np.array([self._to_obs(row) for row in rows], spec.obs.dtype)
         return torch.from_numpy(converted.reshape(final_obs.shape)), final_mask
-
-

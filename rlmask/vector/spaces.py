@@ -36,7 +36,9 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
         dtype = "uint8" if space.dtype == np.uint8 else "float32"
         if first < last:
             shape = (*space.shape[1:], first)
-            return ObsSpec(kind="image", shape=shape, dtype=dtype), lambda obs: np.moveaxis(obs, 0, -1)
+            return ObsSpec(kind="image", shape=shape, dtype=dtype), lambda obs: np.moveaxis(
+                obs, 0, -1
+            )
         return ObsSpec(kind="image", shape=space.shape, dtype=dtype), np.asarray
     if not space.is_np_flattenable:
         raise SpaceError(f"observations of {space} have no fixed size; wrap the env to give a Box")

@@ -62,22 +62,13 @@ class SyncVector:
 
     def step(self, action: Tensor) -> VectorStep:
         """Take one action [N, *parts] in every env."""
-        obs: list[Any] = []
-        masks, rewards, terminated, truncated = [], [], [], []
-        ended: dict[int, Ended] = {}
-        for index, (env, env_action) in enumerate(zip(self._envs, action.tolist(), strict=True)):
-            env_obs, mask, reward, is_terminated, is_truncated, end = env.step(env_action)
-            obs.append(env_obs)
-            masks.append(mask)
-            rewards.append(reward)
-            terminated.append(is_terminated)
-            truncated.append(is_truncated)
-            if end is not None:
-                ended[index] = end
+        steps = [env.step(a) for env, a in zip(self._envs, action.tolist(), strict=True)]
+        obs, masks, reward, terminated, truncated, ends = zip(*steps, strict=True)
+        ended = {index: end for index, end in enumerate(ends) if end is not None}
         return VectorStep(
             obs=obs_tensor(self.spec, obs),
             action_mask=mask_tensor(self.spec, masks),
-            reward=torch.tensor(rewards),
+            reward=torch.tensor(reward),
             terminated=torch.tensor(terminated),
             truncated=torch.tensor(truncated),
             **_final(self.spec, ended),
@@ -179,7 +170,9 @@ class _WorkerEnv(gym.Env):
             }
         )
         nvec = spec.action.nvec
-        self.action_space = spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(nvec)
+        self.action_space = (
+            spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(nvec)
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
