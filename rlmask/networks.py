@@ -31,7 +31,8 @@ class GroupLinear(nn.Module):
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(groups, 1, out_features))
 
-    def forward(self, x: Float[Tensor, "G B inputs"]) -> Float[Tensor, "G B H"]:
+    def forward(self, x: Float[Tensor, " G B inputs"]) -> Float[Tensor, " G B H"]:
+        """Apply each layer to its own rows."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -50,7 +51,8 @@ class FirstLayer(nn.Module):
         self.weight = nn.Parameter(torch.cat(weights, dim=1))
         self.bias = nn.Parameter(torch.zeros(groups * width))
 
-    def forward(self, obs: Tensor) -> Float[Tensor, "B H"]:
+    def forward(self, obs: Tensor) -> Float[Tensor, " B H"]:
+        """Return the G networks' activations side by side."""
         if self.discrete:
             return self.weight.index_select(0, obs) + self.bias
         return torch.addmm(self.bias, obs, self.weight)
@@ -79,7 +81,8 @@ class ConvTorso(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.out_features = channels * height * width
 
-    def forward(self, image: Tensor) -> Float[Tensor, "B H"]:
+    def forward(self, image: Tensor) -> Float[Tensor, " B H"]:
+        """Return the filters, flat."""
         scaled = image.float() / 255 if image.dtype == torch.uint8 else image
         # [B, H, W, C] -> [B, C, H, W], a view that already is channels_last
         return self.layers(scaled.permute(0, 3, 1, 2)).flatten(1)
@@ -111,7 +114,8 @@ class Torso(nn.Module):
             GroupLinear(groups, inputs, width, generator) for inputs, width in pairwise(sizes)
         )
 
-    def forward(self, obs: Tensor) -> Float[Tensor, "G B H"]:
+    def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
+        """Return the features of each network."""
         if self.first is None:
             features = torch.stack([conv(obs) for conv in self.convs])
         else:
@@ -161,7 +165,7 @@ class ActorCritic(nn.Module):
             self.register_buffer("obs_var", torch.ones(obs.shape, dtype=torch.float64))
             self.register_buffer("obs_count", torch.full((), 1e-4, dtype=torch.float64))
 
-    def forward(self, obs: Tensor) -> tuple[Float[Tensor, "B A"], Float[Tensor, " B"]]:
+    def forward(self, obs: Tensor) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
         """Return logits and value."""
         if self.normalize_obs:
             scaled = (obs - self.obs_mean) / (self.obs_var + 1e-8).sqrt()
@@ -170,7 +174,7 @@ class ActorCritic(nn.Module):
         return self.actor_head(features[0]), self.critic_head(features[-1]).squeeze(-1)
 
     @torch.no_grad()
-    def observe(self, obs: Float[Tensor, "B *obs"]) -> None:
+    def observe(self, obs: Float[Tensor, " B *obs"]) -> None:
         """Add observations to the statistics, if there are any."""
         if self.normalize_obs:
             moments = update_moments(self.obs_mean, self.obs_var, self.obs_count, obs)
@@ -226,7 +230,7 @@ def actor_policy(
     device = next(network.parameters()).device
 
     @torch.inference_mode()
-    def policy(obs: Tensor, action_mask: Bool[Tensor, "B A"]) -> Int[Tensor, "B *parts"]:
+    def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
         logits = split_parts(network(obs.to(device))[0], nvec)
         mask = split_parts(action_mask.to(device), nvec)
         action = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def update_moments(
-    mean: Tensor, var: Tensor, count: Tensor, batch: Float[Tensor, "B *shape"]
+    mean: Tensor, var: Tensor, count: Tensor, batch: Float[Tensor, " B *shape"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and count of all that was seen, with a batch added.
 
@@ -42,11 +42,11 @@ class RewardScaler:
         self._var = torch.ones((), dtype=torch.float64)
         self._count = torch.full((), 1e-4, dtype=torch.float64)
 
-    def scale(self, reward: Float[Tensor, "T N"]) -> Float[Tensor, "T N"]:
+    def scale(self, reward: Float[Tensor, " T N"]) -> Float[Tensor, " T N"]:
         """Return the rewards in units of the standard deviation seen so far."""
         return (reward / (self._var + 1e-8).sqrt()).to(reward.dtype)
 
-    def observe(self, reward: Float[Tensor, "T N"], ended: Bool[Tensor, "T N"]) -> None:
+    def observe(self, reward: Float[Tensor, " T N"], ended: Bool[Tensor, " T N"]) -> None:
         """Add the rewards of a rollout to the statistics."""
         returns = torch.empty(reward.shape, dtype=torch.float64)
         for t in range(reward.shape[0]):

@@ -28,7 +28,7 @@ from rlmask.ops import (
     set_debug,
     split_parts,
 )
-from rlmask.types import ActionSpec, Episode, ObsSpec, Rollout, Update, split, tree_map
+from rlmask.types import ActionSpec, Episode, ObsSpec, Policy, Rollout, Update, split, tree_map
 from rlmask.vector import Game, MaskSource, VectorEnv, Vectorization, make_vector
 
 
@@ -259,6 +259,8 @@ def _train(
         def capture(update: int = update) -> dict[str, Any]:
             return {
                 "update": update,
+                "obs_spec": vars(envs.spec.obs),
+                "action_spec": vars(envs.spec.action),
                 "network": network.state_dict(),
                 "optimizer": dict(optimizer.state[weights]),
                 "generator": generator.get_state(),
@@ -275,6 +277,25 @@ def _train(
             policy=actor_policy(network, greedy=True),
             capture=capture,
         )
+
+
+def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, seed: int) -> Policy:
+    """Return the policy of a captured state, on the CPU.
+
+    Args:
+        greedy: the best valid action; otherwise draw from the softmax over the valid ones.
+        seed: of the draws.
+    """
+    obs, action = state["obs_spec"], state["action_spec"]
+    network = make_network(
+        config,
+        ObsSpec(**{**obs, "shape": tuple(obs["shape"])}),
+        ActionSpec(nvec=tuple(action["nvec"])),
+        torch.Generator(),
+    )
+    network.load_state_dict(state["network"])
+    generator = torch.Generator().manual_seed(seed)
+    return actor_policy(network, greedy=greedy, generator=generator)
 
 
 def make_network(

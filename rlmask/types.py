@@ -64,20 +64,20 @@ class Rollout:
     """
 
     obs: Tensor  # [T, N, *obs]
-    action_mask: Bool[Tensor, "T N A"]
-    action: Int[Tensor, "T N *parts"]
-    log_prob: Float[Tensor, "T N"]
-    value: Float[Tensor, "T N"]
-    next_value: Float[Tensor, "T N"]
-    reward: Float[Tensor, "T N"]
-    terminated: Bool[Tensor, "T N"]
-    truncated: Bool[Tensor, "T N"]
+    action_mask: Bool[Tensor, " T N A"]
+    action: Int[Tensor, " T N *parts"]
+    log_prob: Float[Tensor, " T N"]
+    value: Float[Tensor, " T N"]
+    next_value: Float[Tensor, " T N"]
+    reward: Float[Tensor, " T N"]
+    terminated: Bool[Tensor, " T N"]
+    truncated: Bool[Tensor, " T N"]
 
 
 class Policy(Protocol):
     """Anything that chooses actions: a trained network, a teacher, a script, a random policy."""
 
-    def __call__(self, obs: Tensor, action_mask: Bool[Tensor, "B A"]) -> Int[Tensor, "B *parts"]:
+    def __call__(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
         """Return one valid action a row."""
         ...
 

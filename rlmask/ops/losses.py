@@ -84,10 +84,10 @@ class PPOLosses(NamedTuple):
 
 @torch.no_grad()
 def masked_ppo_loss(
-    logits: Float[Tensor, "B *parts actions"],
+    logits: Float[Tensor, " B *parts actions"],
     value: Float[Tensor, " B"],
-    mask: Bool[Tensor, "B *parts actions"],
-    action: Int[Tensor, "B *parts"],
+    mask: Bool[Tensor, " B *parts actions"],
+    action: Int[Tensor, " B *parts"],
     old_log_prob: Float[Tensor, " B"],
     old_value: Float[Tensor, " B"],
     advantage: Float[Tensor, " B"],
@@ -98,7 +98,7 @@ def masked_ppo_loss(
     value_coef: float,
     entropy_coef: float,
     normalize_entropy: bool,
-) -> tuple[PPOLosses, Float[Tensor, "B *parts actions"], Float[Tensor, " B"]]:
+) -> tuple[PPOLosses, Float[Tensor, " B *parts actions"], Float[Tensor, " B"]]:
     """Return the parts of PPO's loss over the valid actions, and ∂L/∂logits and ∂L/∂value.
 
     L = E[clipped surrogate] + c_v E[value loss] - c_e E[entropy], the means of

@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def generalized_advantage_estimation(
-    reward: Float[Tensor, "T *batch"],
-    value: Float[Tensor, "T *batch"],
-    next_value: Float[Tensor, "T *batch"],
-    discount: Float[Tensor, "T *batch"],
-    ended: Bool[Tensor, "T *batch"],
+    reward: Float[Tensor, " T *batch"],
+    value: Float[Tensor, " T *batch"],
+    next_value: Float[Tensor, " T *batch"],
+    discount: Float[Tensor, " T *batch"],
+    ended: Bool[Tensor, " T *batch"],
     gae_lambda: float,
-) -> Float[Tensor, "T *batch"]:
+) -> Float[Tensor, " T *batch"]:
     """Return GAE(γ, λ) advantages.
 
     δ_t = r_t + d_t V(s'_t) - V(s_t),   A_t = δ_t + d_t λ (1 - ended_t) A_{t+1}.
@@ -38,12 +38,12 @@ def generalized_advantage_estimation(
 
 
 def lambda_return(
-    reward: Float[Tensor, "T *batch"],
-    next_value: Float[Tensor, "T *batch"],
-    discount: Float[Tensor, "T *batch"],
-    ended: Bool[Tensor, "T *batch"],
+    reward: Float[Tensor, " T *batch"],
+    next_value: Float[Tensor, " T *batch"],
+    discount: Float[Tensor, " T *batch"],
+    ended: Bool[Tensor, " T *batch"],
     lambda_: float,
-) -> Float[Tensor, "T *batch"]:
+) -> Float[Tensor, " T *batch"]:
     """Return λ-returns, bootstrapped at the end of the rollout and at every truncation.
 
     G_t = r_t + d_t [(1 - λ_t) V(s'_t) + λ_t G_{t+1}], λ_t = 0 at the last step of an episode and of
@@ -62,12 +62,12 @@ def lambda_return(
 
 
 def n_step_return(
-    reward: Float[Tensor, "T *batch"],
-    next_value: Float[Tensor, "T *batch"],
-    discount: Float[Tensor, "T *batch"],
-    ended: Bool[Tensor, "T *batch"],
+    reward: Float[Tensor, " T *batch"],
+    next_value: Float[Tensor, " T *batch"],
+    discount: Float[Tensor, " T *batch"],
+    ended: Bool[Tensor, " T *batch"],
     n: int,
-) -> Float[Tensor, "T *batch"]:
+) -> Float[Tensor, " T *batch"]:
     """Return n-step returns, shorter where the episode or the rollout ends sooner.
 
     G_t = r_t + d_t r_{t+1} + ... + (d_t ... d_{t+m-1}) V(s'_{t+m-1}), m <= n the number of steps until

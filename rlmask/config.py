@@ -1,0 +1,116 @@
+"""Configs: a YAML file on top of the defaults of a frozen dataclass, checked key by key."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """A config has an unknown key, a value of the wrong type, or settings that contradict."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; nothing in it can execute.
+
+    Raises:
+        ConfigError: if it cannot be read, is not YAML, or is not a mapping of names to values.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"{path} must hold `name: value` lines, one for each setting")
+    return settings
+
+
+def build(cls: type[Config], settings: Mapping[str, Any], source: str) -> Config:
+    """Return a config dataclass with these settings over its defaults.
+
+    Args:
+        source: where the settings come from, for error messages.
+
+    Raises:
+        ConfigError: naming the source, the key, and the nearest name or the type that is wanted.
+    """
+    hints = typing.get_type_hints(cls)
+    for key in settings:
+        if key not in hints:
+            raise ConfigError(f"{source}: unknown key `{key}`{suggest(key, list(hints))}")
+    values = {key: convert(value, hints[key], f"{source}: {key}") for key, value in settings.items()}
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """Return `; did you mean ...?`, or nothing if no known name is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """Return a value as its type, or raise `ConfigError`; nothing is rounded or guessed.
+
+    An int is a float, and so is `1e-3` (which YAML 1.1 reads as text); a list is a tuple.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return convert(value, inner, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        wanted = ", ".join(str(argument) for argument in arguments)
+        raise ConfigError(f"{where} is {value!r}; choose one of {wanted}")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build(typing.cast(type, hint), value, where)
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return dict(value)
+    elif hint is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+        return value
+    raise ConfigError(f"{where} is {value!r}; it must be {describe(hint)}")
+
+
+def describe(hint: Any) -> str:
+    """Return a type in words."""
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each item {describe(typing.get_args(hint)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if dataclasses.is_dataclass(hint):
+        return "a mapping with " + ", ".join(field.name for field in dataclasses.fields(hint))
+    return names.get(hint, "a mapping")
+
+
+def to_settings(config: Any) -> dict[str, Any]:
+    """Return a config as plain values that `build` reads back."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return {key: plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+    return plain(config)

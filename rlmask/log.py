@@ -1,0 +1,142 @@
+"""What a run writes down: metrics.jsonl, TensorBoard, the learning curve, the versions."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class Log:
+    """One line of metrics.jsonl and one TensorBoard step an update.
+
+    Opened at update `at` of a resumed run: what was written after it is dropped and written again.
+    """
+
+    def __init__(self, run_dir: Path, at: int) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        kept, last_step = [], 0
+        for record in read_metrics(run_dir):
+            if record["update"] <= at:
+                kept.append(json.dumps(record) + "\n")
+                last_step = record["env_steps"]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(self._path)
+        self._file = self._path.open("a")
+        purge = last_step + 1 if at else None
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(
+        self, update: int, env_steps: int, seconds: float, metrics: Mapping[str, float]
+    ) -> None:
+        """Write the metrics of an update; NaN is null in the JSON."""
+        record = {"update": update, "env_steps": env_steps, "seconds": round(seconds, 3)}
+        values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._file.write(json.dumps({**record, **values}) + "\n")
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, env_steps)
+
+    def flush(self) -> None:
+        """Bring everything to the disk; done before each checkpoint, which must not be ahead."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._writer.flush()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's metrics.jsonl; a last line that was cut short is left out."""
+    path = run_dir / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def plot_learning_curve(run_dir: Path) -> Path:
+    """Draw return over env steps as learning_curve.png; return its path."""
+    records = read_metrics(run_dir)
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    names = sorted({name for record in records for name in record if _is_return(name)})
+    for name in names:
+        points = [(r["env_steps"], r[name]) for r in records if r.get(name) is not None]
+        is_eval = name.startswith("eval/")
+        game = name.partition("mean_return/" if is_eval else "episode_return/")[2]
+        label = "evaluation, greedy" if is_eval else "training, last 100 episodes"
+        axes.plot(
+            *zip(*points, strict=True),
+            "o" if is_eval else "-",
+            label=f"{game}: {label}" if game else label,
+            markersize=7,
+            linewidth=1.6,
+            zorder=3 if is_eval else 2,
+        )
+        if is_eval and len(names) <= 4:
+            steps, value = points[-1]
+            axes.annotate(
+                f"{value:.2f}",
+                (steps, value),
+                xytext=(0, -16),
+                textcoords="offset points",
+                ha="right",
+            )
+    axes.set_title(run_dir.resolve().name, loc="left")
+    axes.set_xlabel("env steps")
+    axes.set_ylabel("episode return")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if names:
+        axes.legend(frameon=False)
+    path = run_dir / "learning_curve.png"
+    figure.savefig(path)
+    return path
+
+
+def _is_return(name: str) -> bool:
+    return name.startswith(("rollout/episode_return", "eval/mean_return"))
+
+
+def versions() -> dict[str, Any]:
+    """Return what this process runs on: versions of packages, git commit, command line."""
+    packages = ("rlmask", "torch", "numpy", "gymnasium", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: metadata.version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the rlmask checkout, `+` if it was changed; None if it is none."""
+    here = Path(__file__).parent
+    try:
+        git = ("git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+")
+        output = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.strip()
