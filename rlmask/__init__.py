@@ -1,12 +1,12 @@
 """Reinforcement learning where not every action is valid in every state.
 
-    from rlmask import ppo
+from rlmask import ppo
 
-    for update in ppo.train(ppo.PPOConfig(env="Taxi-v4")):
-        print(update.env_steps, update.metrics["rollout/episode_return"])
+for update in ppo.train(ppo.PPOConfig(env="Taxi-v4")):
+    print(update.env_steps, update.metrics["rollout/episode_return"])
 
-    policy = rlmask.load("runs/...")
-    action = policy(obs, action_mask)
+policy = rlmask.load("runs/...")
+action = policy(obs, action_mask)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -83,7 +83,9 @@ def load(directory: Path) -> dict[str, Any]:
         envelope = json.loads((directory / "manifest.json").read_bytes())
         text = envelope["manifest"]
         if _sha256(text.encode()) != envelope["sha256"]:
-            raise CheckpointError(f"checkpoint {directory} is corrupt: manifest.json does not match")
+            raise CheckpointError(
+                f"checkpoint {directory} is corrupt: manifest.json does not match"
+            )
         manifest = json.loads(text)
         version = manifest["format_version"]
         if version != FORMAT_VERSION:
@@ -94,7 +96,9 @@ def load(directory: Path) -> dict[str, Any]:
         parts = {}
         for name, expected in manifest["files"].items():
             if Path(name).name != name:
-                raise CheckpointError(f"checkpoint {directory} names a file outside of itself: {name}")
+                raise CheckpointError(
+                    f"checkpoint {directory} names a file outside of itself: {name}"
+                )
             data = (directory / name).read_bytes()
             if len(data) != expected["size"] or _sha256(data) != expected["sha256"]:
                 raise CheckpointError(f"checkpoint {directory} is corrupt: {name} does not match")

@@ -47,7 +47,9 @@ def build(cls: type[Config], settings: Mapping[str, Any], source: str) -> Config
     for key in settings:
         if key not in hints:
             raise ConfigError(f"{source}: unknown key `{key}`{suggest(key, list(hints))}")
-    values = {key: convert(value, hints[key], f"{source}: {key}") for key, value in settings.items()}
+    values = {
+        key: convert(value, hints[key], f"{source}: {key}") for key, value in settings.items()
+    }
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
@@ -88,7 +90,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+    elif (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and isinstance(value, bool) == (hint is bool)
+    ):
         return value
     raise ConfigError(f"{where} is {value!r}; it must be {describe(hint)}")
 
@@ -111,6 +117,10 @@ def to_settings(config: Any) -> dict[str, Any]:
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        return {key: plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+        return (
+            {key: plain(item) for key, item in value.items()}
+            if isinstance(value, Mapping)
+            else value
+        )
 
     return plain(config)

@@ -32,7 +32,7 @@ from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.evaluate import Evaluation, evaluate, summarize
 from rlmask.log import Log, plot_learning_curve, versions
 from rlmask.types import Policy, Update
-from rlmask.vector import make_vector
+from rlmask.vector import join, make_vector
 
 # name in a config -> settings, trainer, and the policy of a checkpoint
 ALGORITHMS = {"ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy)}
@@ -124,19 +124,24 @@ def create(run_dir: Path, config: RunConfig) -> None:
 
     Raises:
         RunError: if there is something at that place already.
+        EnvError, SpaceError, MaskError: if its games cannot be played.
     """
     if run_dir.exists():
         raise RunError(
             f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
             "or choose another --run-dir"
         )
+    if config.settings.vectorization != "native":  # which would make all its envs for this
+        join(config.settings.all_games, config.settings.num_actions)
     partial = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.partial")
     settings = {"algo": config.algo, **to_settings(config.settings), **to_settings(config.options)}
     try:
         partial.mkdir(parents=True)
         text = yaml.safe_dump(settings, sort_keys=False)
         checkpoint.write_synced(partial / "config.yaml", text.encode())
-        checkpoint.write_synced(partial / "versions.json", json.dumps(versions(), indent=1).encode())
+        checkpoint.write_synced(
+            partial / "versions.json", json.dumps(versions(), indent=1).encode()
+        )
         partial.rename(run_dir)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

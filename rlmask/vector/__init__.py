@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from rlmask.vector.check import Finding, check_env, list_envs
 from rlmask.vector.env import MaskedEnv, episode_seed
 from rlmask.vector.games import Game, VectorSpec, join, probe
 from rlmask.vector.mask import MASK_SOURCES, MaskError, MaskSource
@@ -73,6 +74,7 @@ __all__ = [
     "MASK_SOURCES",
     "AsyncVector",
     "EnvError",
+    "Finding",
     "Game",
     "MaskError",
     "MaskSource",
@@ -85,8 +87,10 @@ __all__ = [
     "VectorSpec",
     "VectorStep",
     "Vectorization",
+    "check_env",
     "episode_seed",
     "join",
+    "list_envs",
     "make_vector",
     "probe",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.wrappers import RenderCollection
 
 from rlmask.ops import InvalidActionError
 from rlmask.types import Episode
@@ -48,6 +49,7 @@ class MaskedEnv:
         seed: of the run.
         stream: 0 for training, 1 for evaluation.
         enforce: raise on an invalid action; otherwise count it and let the env decide.
+        render_mode: `rgb_array` to collect `frames`.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class MaskedEnv:
         game = spec.games[self.game_index]
         self.spec = spec
         self.env = make_env(game.env_id, dict(game.env_kwargs), render_mode)
+        if render_mode is not None:
+            self.env = RenderCollection(self.env, pop_frames=False, reset_clean=False)
         self._env_id = game.env_id
         self._seed = (seed, stream, index)
         self._enforce = enforce
@@ -164,6 +168,10 @@ class MaskedEnv:
                 return obs, mask, False
         same = mask == state["mask"].tobytes() and np.array_equal(np.array(obs), state["obs"])
         return obs, mask, same
+
+    def frames(self) -> list[np.ndarray]:
+        """Return an image of every state since the env was made with a `render_mode`."""
+        return self.env.get_wrapper_attr("frame_list")
 
     def close(self) -> None:
         """Close the env."""

@@ -1,0 +1,94 @@
+"""Videos of a policy at play."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rlmask.types import Policy
+from rlmask.vector import MaskedEnv, join
+from rlmask.vector.spaces import explain_make
+from rlmask.vector.vectorize import mask_tensor, obs_tensor
+
+MAX_FRAMES = 2000
+
+
+class VideoError(ValueError):
+    """A video cannot be made."""
+
+
+def record_video(settings: Any, policy: Policy, path: Path, seed: int) -> None:
+    """Play one episode of each game and write its frames, one game after the other.
+
+    Args:
+        settings: of the run; its games are played.
+        path: ends in .gif, or in .mp4 (needs the extra `video`).
+        seed: of the episodes.
+
+    Raises:
+        VideoError: if the ending is another, a package is missing, or an env renders no images.
+    """
+    if path.suffix not in (".gif", ".mp4"):
+        raise VideoError(f"{path}: a video ends in .gif or .mp4")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
+    spec = join(settings.all_games, settings.num_actions)
+    frames: list[np.ndarray] = []
+    frames_per_second = 8
+    for index, game in enumerate(spec.games):
+        env = MaskedEnv(spec, index, seed, stream=1, render_mode="rgb_array")
+        try:
+            frames_per_second = int(env.env.metadata.get("render_fps", frames_per_second))
+            with explain_make(game.env_id):
+                frames += play(env, policy)
+        finally:
+            env.close()
+    frames = pad(frames)
+    if path.suffix == ".mp4":
+        write_mp4(path, frames, frames_per_second)
+        return
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    milliseconds = 1000 // frames_per_second
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def play(env: MaskedEnv, policy: Policy) -> list[np.ndarray]:
+    """Return the frames of one episode, the final state's among them."""
+    obs, mask = env.reset()
+    for _ in range(MAX_FRAMES):
+        obs, mask = obs_tensor(env.spec, [obs]), mask_tensor(env.spec, [mask])
+        (action,) = policy(obs, mask).tolist()
+        obs, mask, *_, ended = env.step(action)
+        if ended is not None:
+            return env.frames()[:-1]  # the last shows the next episode
+    return env.frames()
+
+
+def pad(frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Bring frames to the size of the largest, even in both axes as video codecs want it."""
+    height = max(frame.shape[0] for frame in frames)
+    width = max(frame.shape[1] for frame in frames)
+    height, width = height + height % 2, width + width % 2
+    padded = []
+    for frame in frames:
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[: frame.shape[0], : frame.shape[1]] = frame[..., :3]
+        padded.append(canvas)
+    return padded
+
+
+def write_mp4(path: Path, frames: list[np.ndarray], frames_per_second: int) -> None:
+    """Write frames of one size as an MP4.
+
+    Raises:
+        VideoError: if the extra `video` is not installed.
+    """
+    try:
+        import imageio.v3
+        import imageio_ffmpeg  # noqa: F401 (what imageio needs for it)
+    except ImportError as error:
+        raise VideoError(
+            "an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif goes without"
+        ) from error
+    imageio.v3.imwrite(path, np.stack(frames), fps=frames_per_second, codec="libx264", macro_block_size=1)

@@ -1,0 +1,487 @@
+"""Small Gymnasium envs for the tests. Importing this module registers them.
+
+Every env says where its mask is with the keyword `where`: `info`, `obs`, `method` or `none`.
+"""
+
+import os
+import signal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+
+def env_id(name):
+    return f"envs_for_tests:rlmask-tests/{name}-v0"
+
+
+def observation_space(where, space, num_actions):
+    if where != "obs":
+        return space
+    return spaces.Dict({"observation": space, "action_mask": spaces.MultiBinary(num_actions)})
+
+
+def report(where, obs, mask):
+    """Return obs and info with the mask in its place; None is no mask."""
+    if mask is None or where in ("method", "none"):
+        return ({"observation": obs} if where == "obs" else obs), {}
+    if where == "obs":
+        return {"observation": obs, "action_mask": mask}, {}
+    return obs, {"action_mask": mask}
+
+
+class Corridor(gym.Env):
+    """Walk right to the goal with left, right and stay; a step costs 0.1, the goal is worth 1.
+
+    Left is invalid at the left end, stay at odd places. The first place is drawn from the seed, and
+    with probability `wind` an action is blown away.
+    """
+
+    def __init__(
+        self, length=6, start=0, obs_start=0, where="info", final_mask="empty", wind=0.0
+    ):
+        place = spaces.Discrete(length, start=obs_start)
+        self.observation_space = observation_space(where, place, 3)
+        self.action_space = spaces.Discrete(3, start=start)
+        self.goal = length - 1
+        self.final_mask = {"empty": np.zeros(3, np.int8), "full": np.ones(3, np.int8)}.get(
+            final_mask
+        )
+        self.where, self.wind = where, wind
+        if where == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        if self.at == self.goal:
+            return self.final_mask
+        return np.array([self.at > 0, True, self.at % 2 == 0], np.int8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = int(self.np_random.integers(self.goal))
+        return self.report()
+
+    def step(self, action):
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is not in {self.action_space}")
+        if self.np_random.random() >= self.wind:
+            self.at = max(0, self.at + (-1, 1, 0)[action - self.action_space.start])
+        at_goal = self.at == self.goal
+        obs, info = self.report()
+        return obs, 0.9 if at_goal else -0.1, at_goal, False, info
+
+    def report(self):
+        place = self.observation_space if self.where != "obs" else self.observation_space["observation"]
+        return report(self.where, self.at + int(place.start), self.mask())
+
+
+class Counter(gym.Env):
+    """Counts its steps: obs is (tag, t, t, ...), action a is valid where a + 1 divides t.
+
+    The tag tells episodes apart: it is drawn from the seed. The reward is t. Registered with a time
+    limit of 5 steps; terminates at step `last`.
+    """
+
+    def __init__(self, size=2, num_actions=3, where="info", last=None):
+        self.observation_space = observation_space(
+            where, spaces.Box(-np.inf, np.inf, (size,), np.float32), num_actions
+        )
+        self.action_space = spaces.Discrete(num_actions)
+        self.size, self.last, self.where = size, last, where
+        if where == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        return counter_mask(self.t, self.action_space.n)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.tag, self.t = self.np_random.random(), 0
+        return self.report()
+
+    def step(self, action):
+        self.t += 1
+        obs, info = self.report()
+        return obs, float(self.t), self.t == self.last, False, info
+
+    def report(self):
+        obs = np.full(self.size, self.t, np.float32)
+        obs[0] = self.tag
+        return report(self.where, obs, self.mask())
+
+
+def counter_mask(t, num_actions):
+    return np.array([t % (action + 1) == 0 for action in range(num_actions)])
+
+
+class Grid(gym.Env):
+    """Walk in a picture: up, down, left, right, but not out of it; the last pixel is the goal.
+
+    Channel 0 is 255 at the walker. All other bytes of the picture are different, so that no
+    confusion of rows, columns and channels goes unseen.
+    """
+
+    MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+    def __init__(self, height=3, width=4, channels=2, channels_first=False, where="info"):
+        self.picture = np.arange(height * width * channels, dtype=np.uint8)
+        self.picture = self.picture.reshape(height, width, channels)
+        self.channels_first, self.where = channels_first, where
+        shape = (channels, height, width) if channels_first else self.picture.shape
+        self.observation_space = observation_space(where, spaces.Box(0, 255, shape, np.uint8), 4)
+        self.action_space = spaces.Discrete(4)
+        if where == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        ends = [(self.row + up, self.column + right) for up, right in self.MOVES]
+        height, width, _ = self.picture.shape
+        return np.array([0 <= row < height and 0 <= column < width for row, column in ends])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        height, width, _ = self.picture.shape
+        place = int(self.np_random.integers(height * width - 1))
+        self.row, self.column = divmod(place, width)
+        return self.report()
+
+    def step(self, action):
+        up, right = self.MOVES[action]
+        self.row, self.column = self.row + up, self.column + right
+        height, width, _ = self.picture.shape
+        at_goal = (self.row, self.column) == (height - 1, width - 1)
+        obs, info = self.report()
+        return obs, float(at_goal), at_goal, False, info
+
+    def report(self):
+        picture = self.picture.copy()
+        picture[self.row, self.column, 0] = 255
+        if self.channels_first:
+            picture = np.moveaxis(picture, -1, 0)
+        return report(self.where, picture, self.mask())
+
+
+class Target(gym.Env):
+    """Say the numbers of the observation, one a part; the reward is the share that is right.
+
+    About half of the numbers are valid, the right ones always. Eight steps.
+    """
+
+    def __init__(self, nvec=(3, 2, 4), start=0, layout="flat", where="info", binary=False):
+        self.nvec, self.start = np.array(nvec), start
+        box = spaces.Box(0, 1, (len(nvec),), np.float32)
+        self.observation_space = observation_space(where, box, sum(nvec))
+        if binary:
+            self.action_space = spaces.MultiBinary(len(nvec))
+        else:
+            self.action_space = spaces.MultiDiscrete(nvec, start=[start] * len(nvec))
+        self.layout, self.where = layout, where
+        if where == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        if self.layout == "tuple":
+            return tuple(self.masks)
+        return np.concatenate(self.masks)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        self.draw()
+        return self.report()
+
+    def step(self, action):
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is not in {self.action_space}")
+        reward = float(np.mean(action - self.start == self.target))
+        self.t += 1
+        self.draw()
+        obs, info = self.report()
+        return obs, reward, self.t == 8, False, info
+
+    def draw(self):
+        self.target = self.np_random.integers(self.nvec)
+        self.masks = [self.np_random.random(n) < 0.5 for n in self.nvec]
+        for mask, number in zip(self.masks, self.target, strict=True):
+            mask[number] = True
+
+    def report(self):
+        return report(self.where, (self.target / self.nvec).astype(np.float32), self.mask())
+
+
+FAULTY_MASKS = {
+    "list": [1, 0, 1, 0],
+    "tuple": (1, 0, 1, 0),
+    "half": np.array([1, 0.5, 0, 1]),
+    "nan": np.array([1, np.nan, 0, 1]),
+    "two": np.array([1, 2, 0, 1], np.int8),
+    "minus one": np.array([1, -1, 0, 1], np.int8),
+    "length 1": np.ones(1, np.int8),
+    "length 5": np.ones(5, np.int8),
+    "matrix": np.ones((1, 4), np.int8),
+    "objects": np.array([1, 0, 1, 0], object),
+    "strings": np.array(["1", "0", "1", "0"]),
+    "empty": np.zeros(4, np.int8),
+    "missing": None,
+}
+
+
+class Malformed(gym.Env):
+    """Four actions, obs (t, t); does what `fault` says at step `at`, 0 for reset, of each episode.
+
+    Faults: those of `FAULTY_MASKS`; `late`, a mask at that step only; `nan reward`, `inf reward`,
+    `obs shape`, `error`, `error with %`, `death`. `aliased` masks and observations are the same
+    arrays at every step. Episodes have 4 steps; obs and mask of the end are `fault` if `at` is 4.
+    """
+
+    def __init__(self, fault="none", at=2, where="info", aliased=False):
+        box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space = observation_space(where, box, 4)
+        self.action_space = spaces.Discrete(4)
+        self.fault, self.at, self.where, self.aliased = fault, at, where, aliased
+        self.obs, self.valid = np.zeros(2, np.float32), np.zeros(4, np.int8)
+        if where == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        if self.t == self.at and self.fault in FAULTY_MASKS:
+            return FAULTY_MASKS[self.fault]
+        if self.fault == "late" and self.t != self.at:
+            return None
+        if not self.aliased:
+            self.valid = np.zeros(4, np.int8)
+        self.valid[:] = np.arange(4) <= self.t
+        return self.valid
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.report()
+
+    def step(self, action):
+        self.t += 1
+        is_now = self.t == self.at
+        if is_now and self.fault == "error":
+            raise RuntimeError("the game is broken")
+        if is_now and self.fault == "error with %":
+            raise RuntimeError("the game is %s broken" % "quite")  # noqa: UP031
+        if is_now and self.fault == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        rewards = {"nan reward": np.nan, "inf reward": -np.inf} if is_now else {}
+        obs, info = self.report()
+        return obs, rewards.get(self.fault, 1.0), self.t == 4, False, info
+
+    def report(self):
+        if self.t == self.at and self.fault == "obs shape":
+            return report(self.where, np.zeros(3, np.float32), self.mask())
+        if not self.aliased:
+            self.obs = np.zeros(2, np.float32)
+        self.obs[:] = self.t
+        return report(self.where, self.obs, self.mask())
+
+
+class NonDeterministic(gym.Env):
+    """Ignores its seed. Its observations, its masks or (through `length`) its length differ."""
+
+    length = 100
+
+    def __init__(self, what="obs"):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.action_space = spaces.Discrete(64)
+        self.what = what
+        self.random = np.random.default_rng()
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return self.report()
+
+    def step(self, action):
+        self.t += 1
+        obs, info = self.report()
+        return obs, 0.0, self.t >= self.length, False, info
+
+    def report(self):
+        obs, mask = np.zeros(4, np.float32), np.ones(64, bool)
+        if self.what == "obs":
+            obs = self.random.normal(size=4).astype(np.float32)
+        if self.what == "mask":
+            mask = np.arange(64) == self.random.integers(64)
+        return obs, {"action_mask": mask}
+
+
+class Spaces(gym.Env):
+    """Shows samples of the given observation space, takes the given actions, never ends.
+
+    Args:
+        shows: what it shows instead of samples.
+        masks: the places where it has a mask; only action k is valid according to the k-th of
+            `info`, `obs`, `method`.
+    """
+
+    def __init__(self, observation=None, action=None, shows=None, masks=()):
+        self.observation_space = spaces.Discrete(2) if observation is None else observation
+        self.action_space = spaces.Discrete(3) if action is None else action
+        self.shows, self.masks = shows, masks
+        if "obs" in masks:
+            self.observation_space = observation_space("obs", self.observation_space, 3)
+        if "method" in masks:
+            self.action_masks = lambda: np.arange(3) == 2
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.report()
+
+    def step(self, action):
+        obs, info = self.report()
+        return obs, 0.0, False, False, info
+
+    def report(self):
+        obs = self.observation_space.sample() if self.shows is None else self.shows
+        if "obs" in self.masks:
+            obs["action_mask"] = np.arange(3) == 1
+        return obs, {"action_mask": np.arange(3) == 0} if "info" in self.masks else {}
+
+
+class OldReset(gym.Env):
+    """Gym's API before 0.26, in two ways: `reset` without a seed, or without info."""
+
+    observation_space = spaces.Discrete(7)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, lacks="info"):
+        if lacks == "seed":
+            self.reset = lambda: (0, {})
+
+    def reset(self, *, seed=None, options=None):
+        return 0
+
+
+class NeedsExtra(gym.Env):
+    def __init__(self, error="dependency"):
+        if error == "dependency":
+            raise gym.error.DependencyNotInstalled("run `pip install no-such-game`")
+        import no_such_game  # noqa: F401
+
+
+class Counters(VectorEnv):
+    """Counter as one vector env, which resets within the step, and uses its arrays again and again.
+
+    Episodes have 2 to 6 steps; those of an even number terminate, the others are truncated.
+
+    Args:
+        where: `info`, `obs`, `method` or `none`.
+        mode: of autoreset, as it says; it always resets within the step.
+        fault: `two`, `empty`, `float`, `missing` (of the masks) or `nan` (of the rewards), of the
+            last env at its step 1; `no final_obs`.
+    """
+
+    def __init__(self, num_envs, where="info", mode="SameStep", fault="none"):
+        self.num_envs, self.where, self.fault = num_envs, where, fault
+        self.metadata = {"autoreset_mode": AutoresetMode(mode)}
+        box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.single_observation_space = observation_space(where, box, 3)
+        self.single_action_space = spaces.Discrete(3)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.t, self.length = np.zeros((2, num_envs), np.int64)
+        self.obs, self.valid = np.zeros((num_envs, 2), np.float32), np.zeros((num_envs, 3), bool)
+        self.reward = np.zeros(num_envs, np.float32)
+        self.terminated, self.truncated = np.zeros((2, num_envs), bool)
+        if where == "method":
+            self.action_masks = lambda: self.valid
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.begin(np.ones(self.num_envs, bool))
+        return self.report()
+
+    def step(self, actions):
+        rows = np.arange(self.num_envs)
+        if self.where != "none" and not self.valid[rows, actions].all():
+            raise ValueError(f"an invalid action in {actions}")
+        self.t += 1
+        self.reward[:] = self.t
+        if self.fault == "nan" and self.t[-1] == 1:
+            self.reward[-1] = np.nan
+        ended = self.t == self.length
+        self.terminated[:] = ended & (self.length % 2 == 0)
+        self.truncated[:] = ended & (self.length % 2 == 1)
+        final_obs, final = self.report()
+        final_obs = {key: value.copy() for key, value in final_obs.items()} if (
+            self.where == "obs"
+        ) else final_obs.copy()
+        final = {key: value.copy() for key, value in final.items()}
+        self.begin(ended)
+        obs, info = self.report()
+        if ended.any() and self.fault != "no final_obs":
+            info["final_obs"], info["final_info"] = final_obs, final
+        return obs, self.reward, self.terminated, self.truncated, info
+
+    def begin(self, envs):
+        for env in np.flatnonzero(envs):
+            self.t[env], self.length[env] = 0, self.np_random.integers(2, 7)
+            self.obs[env, 0] = self.np_random.random()
+
+    def report(self):
+        self.obs[:, 1] = self.t
+        self.valid[:] = [counter_mask(t, 3) for t in self.t]
+        mask = self.valid
+        if self.t[-1] == 1 and self.fault == "two":
+            mask = mask + np.eye(self.num_envs, 3, 2 - self.num_envs, np.int8) * 2
+        if self.t[-1] == 1 and self.fault == "empty":
+            self.valid[-1] = False
+        if self.t[-1] == 1 and self.fault == "float":
+            mask = mask / 2
+        if self.t[-1] == 1 and self.fault == "missing":
+            mask = None
+        return report(self.where, self.obs, mask)
+
+
+class CountersWithState(Counters):
+    """Counters that can be saved."""
+
+    def capture_state(self):
+        arrays = {"t": self.t, "length": self.length, "tag": self.obs[:, 0]}
+        state = {name: array.copy() for name, array in arrays.items()}
+        return {**state, "random": self.np_random.bit_generator.state}
+
+    def restore_state(self, state):
+        self.t[:], self.length[:], self.obs[:, 0] = state["t"], state["length"], state["tag"]
+        self.np_random.bit_generator.state = state["random"]
+        return self.report()
+
+
+class NativeSpaces(VectorEnv):
+    """Shows samples of the given observation space and keeps the actions it is given; two steps."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs, observation=None, action=None):
+        self.num_envs = num_envs
+        self.single_observation_space = spaces.Discrete(2) if observation is None else observation
+        self.single_action_space = spaces.Discrete(3) if action is None else action
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, actions):
+        if not self.action_space.contains(actions):
+            raise ValueError(f"{actions!r} is not in {self.action_space}")
+        self.t += 1
+        ended = np.full(self.num_envs, self.t % 2 == 0)
+        info = {"final_obs": self.observation_space.sample()} if ended[0] else {}
+        return self.observation_space.sample(), np.zeros(self.num_envs), ended, ~ended & False, info
+
+
+for _env in (Corridor, Grid, Target, Malformed, NonDeterministic, Spaces, OldReset, NeedsExtra):
+    gym.register(f"rlmask-tests/{_env.__name__}-v0", entry_point=_env)
+gym.register("rlmask-tests/Counter-v0", entry_point=Counter, max_episode_steps=5)
+for _env in (Counters, CountersWithState, NativeSpaces):
+    gym.register(f"rlmask-tests/{_env.__name__}-v0", vector_entry_point=_env)
