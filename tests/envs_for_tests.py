@@ -1,16 +1,20 @@
-"""Small Gymnasium envs for the tests. Importing this module registers them.
+"""Small Gymnasium envs for the tests, and how to play them. Importing this registers the envs.
 
-Every env says where its mask is with the keyword `where`: `info`, `obs`, `method` or `none`.
+The keyword `where` says where an env has its mask: `info`, `obs`, `method` or `none`.
 """
 
+import dataclasses
 import os
 import signal
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch.testing import assert_close
 
 
 def env_id(name):
@@ -39,9 +43,7 @@ class Corridor(gym.Env):
     with probability `wind` an action is blown away.
     """
 
-    def __init__(
-        self, length=6, start=0, obs_start=0, where="info", final_mask="empty", wind=0.0
-    ):
+    def __init__(self, length=6, start=0, obs_start=0, where="info", final_mask="empty", wind=0.0):
         place = spaces.Discrete(length, start=obs_start)
         self.observation_space = observation_space(where, place, 3)
         self.action_space = spaces.Discrete(3, start=start)
@@ -73,7 +75,9 @@ class Corridor(gym.Env):
         return obs, 0.9 if at_goal else -0.1, at_goal, False, info
 
     def report(self):
-        place = self.observation_space if self.where != "obs" else self.observation_space["observation"]
+        place = (
+            self.observation_space if self.where != "obs" else self.observation_space["observation"]
+        )
         return report(self.where, self.at + int(place.start), self.mask())
 
 
@@ -374,8 +378,8 @@ class Counters(VectorEnv):
     Args:
         where: `info`, `obs`, `method` or `none`.
         mode: of autoreset, as it says; it always resets within the step.
-        fault: `two`, `empty`, `float`, `missing` (of the masks) or `nan` (of the rewards), of the
-            last env at its step 1; `no final_obs`.
+        fault: of the last env at its step 1: `two`, `half`, `empty`, `missing` (masks) or `nan`
+            (reward); or `no final_obs`.
     """
 
     def __init__(self, num_envs, where="info", mode="SameStep", fault="none"):
@@ -391,7 +395,7 @@ class Counters(VectorEnv):
         self.reward = np.zeros(num_envs, np.float32)
         self.terminated, self.truncated = np.zeros((2, num_envs), bool)
         if where == "method":
-            self.action_masks = lambda: self.valid
+            self.action_masks = self.mask
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -409,15 +413,11 @@ class Counters(VectorEnv):
         ended = self.t == self.length
         self.terminated[:] = ended & (self.length % 2 == 0)
         self.truncated[:] = ended & (self.length % 2 == 1)
-        final_obs, final = self.report()
-        final_obs = {key: value.copy() for key, value in final_obs.items()} if (
-            self.where == "obs"
-        ) else final_obs.copy()
-        final = {key: value.copy() for key, value in final.items()}
+        final_obs, final_info = deepcopy(self.report())
         self.begin(ended)
         obs, info = self.report()
         if ended.any() and self.fault != "no final_obs":
-            info["final_obs"], info["final_info"] = final_obs, final
+            info["final_obs"], info["final_info"] = final_obs, final_info
         return obs, self.reward, self.terminated, self.truncated, info
 
     def begin(self, envs):
@@ -428,16 +428,16 @@ class Counters(VectorEnv):
     def report(self):
         self.obs[:, 1] = self.t
         self.valid[:] = [counter_mask(t, 3) for t in self.t]
-        mask = self.valid
-        if self.t[-1] == 1 and self.fault == "two":
-            mask = mask + np.eye(self.num_envs, 3, 2 - self.num_envs, np.int8) * 2
-        if self.t[-1] == 1 and self.fault == "empty":
-            self.valid[-1] = False
-        if self.t[-1] == 1 and self.fault == "float":
-            mask = mask / 2
-        if self.t[-1] == 1 and self.fault == "missing":
-            mask = None
-        return report(self.where, self.obs, mask)
+        return report(self.where, self.obs, self.mask())
+
+    def mask(self):
+        if self.t[-1] != 1 or self.fault not in ("two", "half", "empty", "missing"):
+            return self.valid
+        if self.fault == "missing":
+            return None
+        mask = self.valid.astype(np.float32 if self.fault == "half" else np.int8)
+        mask[-1] = {"two": [1, 2, 0], "half": [1, 0.5, 0], "empty": [0, 0, 0]}[self.fault]
+        return mask
 
 
 class CountersWithState(Counters):
@@ -485,3 +485,32 @@ for _env in (Corridor, Grid, Target, Malformed, NonDeterministic, Spaces, OldRes
 gym.register("rlmask-tests/Counter-v0", entry_point=Counter, max_episode_steps=5)
 for _env in (Counters, CountersWithState, NativeSpaces):
     gym.register(f"rlmask-tests/{_env.__name__}-v0", vector_entry_point=_env)
+
+
+def random_actions(mask, nvec, generator):
+    """Return one valid action a row, each valid one as likely."""
+    parts = [torch.multinomial(m.float(), 1, generator=generator) for m in mask.split(nvec, -1)]
+    return torch.cat(parts, -1) if len(nvec) > 1 else parts[0][:, 0]
+
+
+def play(vector, mask, num_steps, seed=0):
+    """Step a vector env with random valid actions; return the actions and the steps."""
+    generator = torch.Generator().manual_seed(seed)
+    actions, steps = [], []
+    for _ in range(num_steps):
+        actions.append(random_actions(mask, vector.spec.action.nvec, generator))
+        steps.append(vector.step(actions[-1]))
+        mask = steps[-1].action_mask
+    return actions, steps
+
+
+def assert_same_steps(steps, expected):
+    """All tensors and figures of two runs are equal to the last bit."""
+    assert len(steps) == len(expected)
+    for step, other in zip(steps, expected, strict=True):
+        for field in dataclasses.fields(step):
+            value, target = getattr(step, field.name), getattr(other, field.name)
+            if isinstance(value, torch.Tensor):
+                assert_close(value, target, rtol=0, atol=0)
+            else:
+                assert value == target, field.name

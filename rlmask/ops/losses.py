@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rlmask.ops.masking import check_action, entropy_scale, masked_scores
 
+MAX_LOG_RATIO = 80.0  # e^80 is finite in float32; e^89 is not, and 0 times it is NaN
+
 
 def clipped_surrogate_loss(
     log_prob: Float[Tensor, "*batch"],
@@ -24,7 +26,7 @@ def clipped_surrogate_loss(
 
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
-    ratio = (log_prob - old_log_prob).exp()
+    ratio = (log_prob - old_log_prob).clamp(max=MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
@@ -133,7 +135,7 @@ def masked_ppo_loss(
     entropy = e.sum(-1).neg_()  # [B, *parts]
 
     log_ratio = (log_prob.sum(-1) if has_parts else log_prob) - old_log_prob
-    excess = log_ratio.expm1()  # ρ - 1
+    excess = log_ratio.clamp(max=MAX_LOG_RATIO).expm1()  # ρ - 1
     gain = advantage.addcmul(excess, advantage)  # ρ A
     clipped_gain = advantage.addcmul(excess.clamp(-clip_range, clip_range), advantage)
     g = torch.where(gain <= clipped_gain, gain, 0.0).mul_(-1 / size)

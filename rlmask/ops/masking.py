@@ -49,9 +49,10 @@ def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:
 
 
 def check_action(mask: Bool[Tensor, "*batch actions"], action: Int[Tensor, "*batch"]) -> None:
-    """Raise `InvalidActionError` under `set_debug(True)` if a mask rules its action out."""
+    """Raise under `set_debug(True)` if a row is empty, or a mask rules its action out."""
     if not _debug:
         return
+    check_mask(mask)
     chosen_valid = mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
     if not bool(chosen_valid.all()):
         row = (~chosen_valid).nonzero()[0].tolist()
@@ -132,10 +133,11 @@ def masked_inverse_cdf(
 
     a = min {a : Σ_{b <= a} π(b) > u Σ_b π(b)}. An invalid action adds nothing to the cumulated
     sum, so it can never be the first to exceed; and u c < c holds in floating point for every
-    u <= 1 - 2^-24, so the index never runs past the last valid action.
+    u <= 1 - 2^-24, so the index never runs past the last valid action. The log-probability is
+    exact to rounding down to probabilities of 1e-38; rarer actions are drawn at u = 0 only.
     """
     probs = torch.softmax(masked_scores(logits, mask), -1)
-    cumulated = probs.cumsum(-1)
+    cumulated = probs.cumsum(-1).contiguous()
     threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1)
     action = torch.searchsorted(cumulated, threshold, right=True)
     return action.squeeze(-1), probs.gather(-1, action).squeeze(-1).log()
@@ -145,10 +147,10 @@ def masked_argmax(
     values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Int[Tensor, "*batch"]:
     """Return the valid action of the highest value, the lowest index among equals."""
-    # max over a bool comparison, not argmax of the values: argmax leaves the order of ties open,
-    # and picks an invalid entry when every valid value is -inf
+    # argmax of the values would leave the order of ties open, and pick an invalid entry when every
+    # valid value is -inf; `not less` is true of NaN too, so that even then the action is valid
     masked = masked_scores(values, mask)
-    best = (masked == masked.amax(dim=-1, keepdim=True)) & mask
+    best = ~(masked < masked.amax(dim=-1, keepdim=True)) & mask
     return best.int().argmax(dim=-1)
 
 
@@ -194,6 +196,8 @@ def entropy_scale(
     mask: Bool[Tensor, "*batch actions"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*batch"]:
     """Return 1 / log k, k the number of valid actions: what brings an entropy to [0, 1]."""
+    if _debug:
+        check_mask(mask)
     # the entropy of k = 1 is 0 on any scale
     return 1 / mask.sum(dim=-1).clamp(min=2).to(dtype).log()
 

@@ -30,11 +30,10 @@ def generalized_advantage_estimation(
     """
     delta = reward + discount * next_value - value
     decay = gae_lambda * discount * ~ended
-    advantage = torch.empty_like(delta)
-    following = torch.zeros_like(delta[0])
-    for t in reversed(range(delta.shape[0])):
-        following = torch.addcmul(delta[t], decay[t], following, out=advantage[t])
-    return advantage
+    advantage = [delta[-1]]
+    for t in reversed(range(delta.shape[0] - 1)):
+        advantage.append(torch.addcmul(delta[t], decay[t], advantage[-1]))
+    return torch.stack(advantage[::-1])
 
 
 def lambda_return(
@@ -52,13 +51,11 @@ def lambda_return(
     Reference: Sutton & Barto 2018, eq. 12.20.
     """
     lambdas = lambda_ * (~ended).to(reward.dtype)
-    returns = torch.empty_like(reward)
-    following = next_value[-1]
-    for t in reversed(range(reward.shape[0])):
-        mixed = next_value[t] + lambdas[t] * (following - next_value[t])
-        following = reward[t] + discount[t] * mixed
-        returns[t] = following
-    return returns
+    returns = [reward[-1] + discount[-1] * next_value[-1]]
+    for t in reversed(range(reward.shape[0] - 1)):
+        mixed = next_value[t] + lambdas[t] * (returns[-1] - next_value[t])
+        returns.append(reward[t] + discount[t] * mixed)
+    return torch.stack(returns[::-1])
 
 
 def n_step_return(
