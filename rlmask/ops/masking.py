@@ -138,7 +138,7 @@ def masked_inverse_cdf(
     """
     probs = torch.softmax(masked_scores(logits, mask), -1)
     cumulated = probs.cumsum(-1).contiguous()
-    threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1)
+    threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1).contiguous()
     action = torch.searchsorted(cumulated, threshold, right=True)
     return action.squeeze(-1), probs.gather(-1, action).squeeze(-1).log()
 
