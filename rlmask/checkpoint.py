@@ -5,8 +5,8 @@
       network.safetensors one file for each part of the state that holds tensors or arrays
       ...
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed: a reader sees all of
-it or nothing. safetensors has no checksum of its own, so the manifest carries one.
+A checkpoint is written under a temporary name, flushed to the disk, and renamed: a reader sees all
+of it or nothing. safetensors has no checksum of its own, so the manifest carries one.
 """
 
 import hashlib
@@ -35,7 +35,8 @@ def save(directory: Path, state: Mapping[str, Any]) -> None:
     """Write a state as a new checkpoint directory, atomically.
 
     Args:
-        state: a tree of dicts (with string keys) and lists; leaves are tensors, numpy arrays, numbers,
+        state: a tree of dicts (with string keys) and lists; leaves are tensors, numpy arrays,
+        numbers,
             strings, booleans and None.
 
     Raises:

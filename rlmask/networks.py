@@ -1,6 +1,7 @@
 """Networks: a torso for each kind of observation, and the actor-critic that PPO trains.
 
-Dimension key: `B` batch, `A` union actions, `H` features, `G` networks side by side (policy, value).
+Dimension key: `B` batch, `A` union actions, `H` features, `G` networks side by side (policy,
+value).
 """
 
 import math

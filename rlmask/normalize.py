@@ -1,4 +1,4 @@
-"""Running moments of observations and rewards, frozen while a rollout is collected and learned from.
+"""Running moments of observations and rewards, frozen while a rollout is in use.
 
 The statistics of a step are applied from the next update on. Within an update every network sees
 the same scaling, so the first probability ratio of PPO is exactly 1.

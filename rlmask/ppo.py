@@ -41,7 +41,7 @@ class PPOConfig:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the env, as YAML: '{is_rainy: true}'."""
     mask_source: MaskSource = "auto"
-    """Where the env keeps its mask: info["action_mask"], obs["action_mask"], method action_masks()."""
+    """Where the env keeps its mask: info or obs ["action_mask"], or method action_masks()."""
     games: tuple[Game, ...] = ()
     """Several games in place of `env`, each with the union action that each of its actions is."""
     num_actions: int | None = None
@@ -81,7 +81,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     """Clip the gradient to this norm."""
     target_kl: float | None = None
-    """Stop an update's epochs once the KL divergence exceeds 1.5 times this, in nats; None: never."""
+    """Stop an update's epochs once the KL divergence exceeds 1.5 times this (nats); None: never."""
     normalize_advantage: bool = True
     """Shift and scale the advantages of a minibatch to mean 0 and standard deviation 1."""
     normalize_obs: bool = False
@@ -97,7 +97,7 @@ class PPOConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     num_threads: int = 1
-    """Torch threads. One is fastest for small networks and the only count that is exact on resume."""
+    """Torch threads. One is fastest for small networks, and the only count exact on resume."""
     debug: bool = False
     """Check every mask and action in every op."""
 
@@ -323,7 +323,7 @@ def collect(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[Rollout, list[Episode], Tensor, Tensor]:
-    """Step the envs `num_steps` times; return the rollout, ended episodes, and the next obs and mask.
+    """Step the envs T times; return the rollout, ended episodes, and the next obs and mask.
 
     obs [N, *obs] and action_mask [N, A] are on the CPU, as the envs give and take them.
     """

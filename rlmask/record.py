@@ -91,4 +91,6 @@ def write_mp4(path: Path, frames: list[np.ndarray], frames_per_second: int) -> N
         raise VideoError(
             "an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif goes without"
         ) from error
-    imageio.v3.imwrite(path, np.stack(frames), fps=frames_per_second, codec="libx264", macro_block_size=1)
+    imageio.v3.imwrite(
+        path, np.stack(frames), fps=frames_per_second, codec="libx264", macro_block_size=1
+    )

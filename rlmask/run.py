@@ -342,7 +342,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Keep a second process from writing to the same run.
 
     Raises:
-        RunError: if another process has the lock; the lock ends with its process, however that dies.
+        RunError: if another process has the lock; the lock ends with its process, however that
+        dies.
     """
     with (run_dir / ".lock").open("w") as file:
         try:

@@ -110,8 +110,8 @@ class Update:
         episodes: the episodes that ended since the last update.
         policy: the policy as it is now; sampling, with its own generator.
         capture: returns everything that `train(config, resume=...)` needs to go on bit for bit: a
-            tree of dicts and lists with tensors, arrays, numbers, strings at its leaves. Valid until
-            the trainer goes on.
+            tree of dicts and lists with tensors, arrays, numbers, strings at its leaves. Valid
+            until the trainer goes on.
     """
 
     update: int

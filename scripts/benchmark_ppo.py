@@ -1,4 +1,4 @@
-"""Compare rlmask's PPO with sb3-contrib's MaskablePPO: same env, same settings, same machine, in turn.
+"""Compare rlmask's PPO with sb3-contrib's MaskablePPO: same env, settings and machine, in turn.
 
     pip install 'rlmask[bench]'
     python scripts/benchmark_ppo.py                # everything, about half an hour on 2 cores
@@ -6,9 +6,10 @@
     python scripts/benchmark_ppo.py time           # seconds to a mean return of 7.0
     python scripts/benchmark_ppo.py ops            # the masked ops alone
 
-Every measurement is a process of its own; the two are interleaved (A B, B A, ...) and compared pair by
-pair, so that a drift of the machine's speed hits both. Both get Gymnasium's own Taxi-v4 without the
-passive checker, tanh 64-64 networks that share nothing, Adam with eps 1e-5, and one torch thread.
+Every measurement is a process of its own; the two are interleaved (A B, B A, ...) and compared
+pair by pair, so that a drift of the machine's speed hits both. Both get Gymnasium's own Taxi-v4
+without the passive checker, tanh 64-64 networks that share nothing, Adam with eps 1e-5, and one
+torch thread.
 """
 
 import argparse
@@ -196,7 +197,8 @@ def ops(repetitions: int) -> None:
 
     torch.set_num_threads(1)
     print(
-        f"masked ops, one thread, median of {repetitions} interleaved rounds; ratio = other / rlmask"
+        f"masked ops, one thread, median of {repetitions} interleaved rounds; "
+        "ratio = other / rlmask"
     )
     for rows, actions in [(64, 6), (1024, 6), (4096, 1225)]:
         logits = torch.randn(rows, actions)

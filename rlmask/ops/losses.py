@@ -39,7 +39,8 @@ def value_loss(
 ) -> Float[Tensor, "*batch"]:
     """Return half the squared error, optionally pessimistic about steps beyond the clip range.
 
-    ½ max[(V - G)², (V_old + clip(V - V_old, -ε, ε) - G)²]; ½ (V - G)² if `value_clip_range` is None.
+    ½ max[(V - G)², (V_old + clip(V - V_old, -ε, ε) - G)²]; ½ (V - G)² if `value_clip_range` is
+    None.
 
     Args:
         value_clip_range: ε, in units of value (so it depends on the scale of the rewards).

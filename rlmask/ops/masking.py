@@ -1,13 +1,14 @@
 """Masked distributions and masked reductions over the last axis, the actions.
 
 A mask is `torch.bool`, True = valid, of the same shape as the scores. Half-precision scores are
-upcast to float32; float64 stays float64. Invalid scores are replaced by -inf *inside* an op, so that
-no finite valid score can lose against them, and never leave it: an invalid log-probability is the
-finite minimum of its dtype, an invalid probability exactly 0, and the gradient of an invalid score
-exactly 0. A row without a valid entry is an error of the caller: checked in every op under
+upcast to float32; float64 stays float64. Invalid scores are replaced by -inf *inside* an op, so
+that no finite valid score can lose against them, and never leave it: an invalid log-probability is
+the finite minimum of its dtype, an invalid probability exactly 0, and the gradient of an invalid
+score exactly 0. A row without a valid entry is an error of the caller: checked in every op under
 `set_debug(True)`, and otherwise once, where the mask enters the program (`rlmask.vector`).
 
-Reference: Huang & Ontañón 2022, arXiv:2006.14171 (masking the softmax keeps the policy gradient exact).
+Reference: Huang & Ontañón 2022, arXiv:2006.14171 (masking the softmax keeps the policy gradient
+exact).
 
 Dimension key: `*batch` any leading shape, `actions` the union action set.
 """
@@ -43,8 +44,8 @@ def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:
     if bool(empty.any()):
         row = empty.nonzero()[0].tolist()
         raise EmptyMaskError(
-            f"mask row {row} of shape {tuple(mask.shape)} has no valid action; a state in which the "
-            "episode goes on needs at least one"
+            f"mask row {row} of shape {tuple(mask.shape)} has no valid action; a state in which "
+            "the episode goes on needs at least one"
         )
 
 

@@ -1,10 +1,11 @@
 """Advantages and returns over a rollout.
 
-Two flags end a step. *Terminated*: the episode is over, nothing follows, the return ends. *Truncated*:
-the episode was cut (time limit), the return goes on, so it bootstraps from the value of the true final
-observation. `discount = gamma * ~terminated` carries the first, `ended = terminated | truncated` stops
-every sum at the boundary of an episode. `next_value[t]` is the value of the true successor of step t,
-also where the vector env has already reset.
+Two flags end a step. *Terminated*: the episode is over, nothing follows, the return ends.
+*Truncated*:
+the episode was cut (time limit), the return goes on, so it bootstraps from the value of the true
+final observation. `discount = gamma * ~terminated` carries the first, `ended = terminated |
+truncated` stops every sum at the boundary of an episode. `next_value[t]` is the value of the true
+successor of step t, also where the vector env has already reset.
 
 Dimension key: `T` steps, `*batch` envs.
 """
@@ -67,8 +68,8 @@ def n_step_return(
 ) -> Float[Tensor, " T *batch"]:
     """Return n-step returns, shorter where the episode or the rollout ends sooner.
 
-    G_t = r_t + d_t r_{t+1} + ... + (d_t ... d_{t+m-1}) V(s'_{t+m-1}), m <= n the number of steps until
-    the episode, the rollout or the window ends.
+    G_t = r_t + d_t r_{t+1} + ... + (d_t ... d_{t+m-1}) V(s'_{t+m-1}), m <= n the number of steps
+    until the episode, the rollout or the window ends.
 
     Reference: Sutton & Barto 2018, eq. 7.1.
 

@@ -153,8 +153,8 @@ def check_invalid(spec: VectorSpec, seed: int) -> Finding:
         env.close()
     return Finding(
         "note",
-        "the env accepts an invalid action: its mask is advice (`useful`), not a rule. rlmask never "
-        "takes one",
+        "the env accepts an invalid action: its mask is advice (`useful`), not a rule. "
+        "rlmask never takes one",
     )
 
 

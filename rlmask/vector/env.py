@@ -147,7 +147,7 @@ class MaskedEnv:
         return obs, mask, reward, bool(terminated), bool(truncated), ended
 
     def capture(self) -> dict[str, Any]:
-        """Return the state: number and actions of the unfinished episode, and what is to be seen."""
+        """Return number and actions of the unfinished episode, and what is to be seen now."""
         return {
             "episode": self._episode,
             "actions": np.array(self._actions, np.int64),

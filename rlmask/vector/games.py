@@ -42,7 +42,8 @@ class VectorSpec:
         obs: the observation of every env, padded to the largest game's.
         action: the union action set.
         games: the games, with `mask_source` resolved.
-        obs_offsets: first index of each game's own observations, 0 unless several games are discrete.
+        obs_offsets: first index of each game's own observations, 0 unless several games are
+        discrete.
     """
 
     obs: ObsSpec

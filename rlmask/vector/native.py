@@ -22,9 +22,9 @@ class NativeVector:
     """N envs behind one `gymnasium.vector.VectorEnv`.
 
     What it asks of the env: autoreset mode SameStep; a mask of shape [N, A] for all envs at every
-    reset and step, as `obs["action_mask"]`, `info["action_mask"]` or `action_masks()`, or none at all;
-    final observations (and masks) as Gymnasium's SameStep gives them, in `info["final_obs"]` and
-    `info["final_info"]`. `capture_state()` and `restore_state(state)` make resuming exact.
+    reset and step, as `obs["action_mask"]`, `info["action_mask"]` or `action_masks()`, or none at
+    all; final observations (and masks) as Gymnasium's SameStep gives them, in `info["final_obs"]`
+    and `info["final_info"]`. `capture_state()` and `restore_state(state)` make resuming exact.
 
     Raises:
         EnvError: if it cannot be made, or resets itself in another mode.

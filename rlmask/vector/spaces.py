@@ -19,8 +19,9 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
     """Return what an observation of this space becomes, and the function that brings it there.
 
     Discrete -> an index from 0. Box of three axes -> an image, channels last (the shorter of the
-    first and the last axis is the channel axis). Any other Box -> a flat float32 vector. MultiBinary,
-    MultiDiscrete, Dict and Tuple -> a flat float32 vector as `gymnasium.spaces.flatten` makes it.
+    first and the last axis is the channel axis). Any other Box -> a flat float32 vector.
+    MultiBinary, MultiDiscrete, Dict and Tuple -> a flat float32 vector as
+    `gymnasium.spaces.flatten` makes it.
 
     Raises:
         SpaceError: for spaces of varying size (Sequence, Graph, Text).

@@ -233,8 +233,8 @@ def warn_if_different(spec: VectorSpec, same: Sequence[bool]) -> None:
         warnings.warn(
             f"{names}: replaying the unfinished episode led to another observation in "
             f"{len(different)} of {len(same)} envs (first: env {different[0]}). The env does not "
-            "repeat itself under the same seed and actions, so this run goes on, but not exactly as "
-            "it would have",
+            "repeat itself under the same seed and actions, so this run goes on, but not exactly "
+            "as it would have",
             ReplayWarning,
             stacklevel=3,
         )

@@ -106,6 +106,7 @@ def test_a_mask_that_comes_late_is_an_error():
         env.step(3)
 
 
+@pytest.mark.slow
 def test_masks_are_checked_under_python_O():
     program = f"""
 import sys
@@ -202,7 +203,7 @@ def is_mask(mask, size):
 
 
 NUMBERS = st.sampled_from(["?", "b", "B", "<i2", ">i4", "u8", "e", "f", "d"])
-OTHERS = st.sampled_from(["F", "O", "U2", "S1", "M8[s]", "m8[s]", "V3", "b,f"]).map(np.dtype)
+OTHERS = st.sampled_from(["F", "O", "U2", "S1", "M8[s]", "m8[s]", "b,f8"]).map(np.dtype)
 SHAPES = st.one_of(st.just((4,)), hnp.array_shapes(min_dims=0, min_side=0, max_side=5))
 NEARLY_MASKS = st.lists(st.sampled_from([0, 0, 0, 1, 1, 1, 2]), min_size=4, max_size=4)
 ARRAYS = st.one_of(

@@ -1,0 +1,41 @@
+# One command each; CI runs `make check`. Every target makes .venv if it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: demo test check format lint types bench clean
+
+demo: $(VENV)/.installed  ## train masked PPO on Taxi, evaluate, plot
+	$(BIN)/rlmask train configs/ppo/taxi.yaml
+
+test: $(VENV)/.dev  ## all tests
+	$(BIN)/pytest -q -n 2
+
+check: $(VENV)/.dev  ## what CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/pytest -q -n 2
+
+format: $(VENV)/.dev  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## against sb3-contrib's MaskablePPO, about half an hour
+	$(PIP) -e '.[bench]'
+	$(BIN)/python scripts/benchmark_ppo.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)  # first, and alone: its small CPU build
+	$(PIP) -e '.[video]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	touch $@
