@@ -73,9 +73,9 @@ class ConvTorso(nn.Module):
         sizes = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, min(3, height, width), 1)]
         layers: list[nn.Module] = []
         for filters, kernel, stride in sizes:
-            conv = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel, stride)
+            conv = nn.Conv2d(channels, filters, kernel, stride)
             nn.init.orthogonal_(conv.weight, SQRT_2, generator=generator)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
             layers += [conv, nn.ReLU()]
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             channels = filters
@@ -187,10 +187,9 @@ class ActorCritic(nn.Module):
 
 def head(in_features: int, out_features: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer with orthogonal weights and zero bias."""
-    layer = nn.utils.skip_init(nn.Linear, in_features, out_features)
-    with torch.no_grad():
-        layer.weight.copy_(orthogonal(in_features, out_features, gain, generator).T)
-        layer.bias.zero_()
+    layer = nn.Linear(in_features, out_features)
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -10,7 +10,7 @@ Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -167,7 +167,9 @@ class Batch:
     value_target: Tensor
 
 
-def train(config: PPOConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Update]:
+def train(
+    config: PPOConfig, resume: Mapping[str, Any] | None = None
+) -> Generator[Update, None, None]:
     """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
 
     The envs are closed when the generator is closed or exhausted. Sets torch's number of threads.
@@ -194,7 +196,7 @@ def train(config: PPOConfig, resume: Mapping[str, Any] | None = None) -> Iterato
 
 def _train(
     config: PPOConfig, envs: VectorEnv, device: torch.device, resume: Mapping[str, Any] | None
-) -> Iterator[Update]:
+) -> Generator[Update, None, None]:
     generator = torch.Generator().manual_seed(config.seed)
     network = make_network(config, envs.spec.obs, envs.spec.action, generator).to(device)
     weights = flatten_parameters(network)
@@ -302,15 +304,16 @@ def make_network(
     config: PPOConfig, obs: ObsSpec, action: ActionSpec, generator: torch.Generator
 ) -> ActorCritic:
     """Return the network that a config describes, for an observation and an action spec."""
-    return ActorCritic(
-        obs,
-        action,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        shared_torso=config.shared_torso,
-        normalize_obs=config.normalize_obs,
-        generator=generator,
-    )
+    with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
+        return ActorCritic(
+            obs,
+            action,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            shared_torso=config.shared_torso,
+            normalize_obs=config.normalize_obs,
+            generator=generator,
+        )
 
 
 @torch.inference_mode()

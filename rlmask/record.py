@@ -1,6 +1,7 @@
 """Videos of a policy at play."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,10 @@ def write_mp4(path: Path, frames: list[np.ndarray], frames_per_second: int) -> N
     Raises:
         VideoError: if the extra `video` is not installed.
     """
-    try:
-        import imageio.v3
-        import imageio_ffmpeg  # noqa: F401 (what imageio needs for it)
-    except ImportError as error:
-        raise VideoError(
-            "an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif goes without"
-        ) from error
+    if not (find_spec("imageio") and find_spec("imageio_ffmpeg")):
+        raise VideoError("an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif does not")
+    import imageio.v3
+
     imageio.v3.imwrite(
         path, np.stack(frames), fps=frames_per_second, codec="libx264", macro_block_size=1
     )

@@ -98,7 +98,10 @@ def train_sb3(settings: dict, seed: int, target: float | None) -> dict:
             return target is None or len(recent) < 100 or sum(recent) / 100 < target
 
     num_envs = settings["num_envs"]
-    make = lambda: TaxiMask(gym.make("Taxi-v4", disable_env_checker=True))  # noqa: E731
+
+    def make() -> gym.Env:
+        return TaxiMask(gym.make("Taxi-v4", disable_env_checker=True))
+
     model = MaskablePPO(
         "MlpPolicy",
         DummyVecEnv([make] * num_envs),
@@ -272,7 +275,7 @@ def print_row(name: str, times: list[list[float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Compare rlmask with sb3-contrib.")
     parser.add_argument(
         "what", nargs="?", default="all", choices=["all", "speed", "time", "ops", "child"]
     )

@@ -1,7 +1,7 @@
 """Any Gymnasium env in, one mask convention out. The only place that knows Gymnasium."""
 
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -22,11 +22,25 @@ class VectorEnv(Protocol):
     spec: VectorSpec
     num_envs: int
 
-    def reset(self) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-    def step(self, action: Tensor) -> VectorStep: ...  # noqa: D102
-    def capture(self) -> object: ...  # noqa: D102
-    def restore(self, state: object) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
+    def reset(self) -> tuple[Tensor, Tensor]:
+        """Start an episode in every env; return obs [N, *obs] and mask [N, A]."""
+        ...
+
+    def step(self, action: Tensor) -> VectorStep:
+        """Take one action [N, *parts] in every env."""
+        ...
+
+    def capture(self) -> Any:
+        """Return the state of the envs, as a tree that a checkpoint can hold."""
+        ...
+
+    def restore(self, state: Any) -> tuple[Tensor, Tensor]:
+        """Bring the envs back to a captured state; return obs and mask."""
+        ...
+
+    def close(self) -> None:
+        """Close the envs."""
+        ...
 
 
 def make_vector(
@@ -62,7 +76,7 @@ def make_vector(
     if vectorization == "native":
         if len(games) > 1:
             raise EnvError("vectorization `native` takes one game; set it to `sync` for several")
-        return NativeVector(games[0], num_envs, seed, stream)
+        return NativeVector(next(iter(games)), num_envs, seed, stream)
     spec = join(games, num_actions)
     make = partial(MaskedEnv, spec, seed=seed, stream=stream, enforce=enforce)
     if vectorization == "async":

@@ -8,6 +8,7 @@ from typing import Literal
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from rlmask.ops import InvalidActionError
 from rlmask.vector.env import MaskedEnv
@@ -174,7 +175,7 @@ def list_envs() -> list[tuple[str, str, str, str]]:
 
     Of each env only the newest version, and only those whose packages are installed.
     """
-    newest: dict[str, gym.envs.registration.EnvSpec] = {}
+    newest: dict[str, EnvSpec] = {}
     for spec in gym.registry.values():
         name = f"{spec.namespace}/{spec.name}" if spec.namespace else spec.name
         if name not in newest or (spec.version or 0) > (newest[name].version or 0):

@@ -37,7 +37,7 @@ class NativeVector:
                 raise EnvError(
                     f"{game.env_id} has no vector env of its own; set vectorization to `sync`"
                 )
-            self._envs = gym.make_vec(
+            self._envs: Any = gym.make_vec(
                 game.env_id, num_envs, vectorization_mode="vector_entry_point", **kwargs
             )
         mode = self._envs.metadata.get("autoreset_mode")
@@ -119,7 +119,7 @@ class NativeVector:
             "lengths": self._lengths.copy(),
         }
         if hasattr(self._envs, "capture_state"):
-            state["env"] = self._envs.unwrapped.capture_state()  # type: ignore[attr-defined]
+            state["env"] = self._envs.unwrapped.capture_state()
         return state
 
     def restore(self, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ class NativeVector:
                 stacklevel=2,
             )
             return self.reset()
-        obs, info = self._envs.unwrapped.restore_state(state["env"])  # type: ignore[attr-defined]
+        obs, info = self._envs.unwrapped.restore_state(state["env"])
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
         self._mask = self._masks(obs, info)
         return self._obs(obs), torch.from_numpy(self._mask)
@@ -154,7 +154,7 @@ class NativeVector:
             obs = self._strip(obs)
         spec = self.spec.obs
         if self._discrete:
-            start = int(self._envs.single_observation_space.start)  # type: ignore[attr-defined]
+            start = int(self._envs.single_observation_space.start)
             return torch.from_numpy(np.array(obs, np.int64) - start)
         rows = [self._to_obs(one) for one in obs] if spec.kind == "image" else obs
         return torch.from_numpy(np.array(rows, spec.dtype).reshape(self.num_envs, *spec.shape))
@@ -164,7 +164,7 @@ class NativeVector:
         if self._source == "none":
             return np.ones((self.num_envs, self.spec.action.num_actions), bool)
         if self._source == "method":
-            raw = self._envs.action_masks()  # type: ignore[attr-defined]
+            raw = self._envs.action_masks()
         else:
             raw = (info if self._source == "info" else obs).get("action_mask")
         reported = info.get("_action_mask")

@@ -171,7 +171,7 @@ class _WorkerEnv(gym.Env):
         )
         nvec = spec.action.nvec
         self.action_space = (
-            spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(nvec)
+            spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(list(nvec))
         )
 
     def reset(
