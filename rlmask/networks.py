@@ -176,13 +176,10 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def observe(self, obs: Float[Tensor, " B *obs"]) -> None:
-        """Add observations to the statistics, if there are any."""
-        if self.normalize_obs:
-            moments = update_moments(self.obs_mean, self.obs_var, self.obs_count, obs)
-            for buffer, new in zip(
-                (self.obs_mean, self.obs_var, self.obs_count), moments, strict=True
-            ):
-                buffer.copy_(new)
+        """Add observations to the statistics of `normalize_obs`."""
+        moments = update_moments(self.obs_mean, self.obs_var, self.obs_count, obs)
+        for buffer, new in zip((self.obs_mean, self.obs_var, self.obs_count), moments, strict=True):
+            buffer.copy_(new)
 
 
 def head(in_features: int, out_features: int, gain: float, generator: torch.Generator) -> nn.Linear:

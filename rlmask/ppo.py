@@ -247,7 +247,8 @@ def _train(
         )
         batch = tree_map(lambda x: x.flatten(0, 1), batch)  # [T, N] -> [T*N]
         losses = learn(network, weights, optimizer, batch, config, generator)
-        network.observe(batch.obs)
+        if network.normalize_obs:
+            network.observe(batch.obs)
         scaler.observe(rollout.reward, ended)
 
         metrics = {

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
@@ -74,6 +74,7 @@ class RunConfig:
     options: RunOptions
 
 
+@runtime_checkable
 class Display(Protocol):
     """How a run shows itself to the person who watches."""
 

@@ -6,7 +6,7 @@ Dimension key: `T` steps, `N` envs, `B` batch, `A` union actions.
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -74,6 +74,7 @@ class Rollout:
     truncated: Bool[Tensor, " T N"]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Anything that chooses actions: a trained network, a teacher, a script, a random policy."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from torch.testing import assert_close
 
 
@@ -315,6 +315,29 @@ class NonDeterministic(gym.Env):
         return obs, {"action_mask": mask}
 
 
+class Truncated(gym.Env):
+    """Truncated at step 2, where it has no mask."""
+
+    def __init__(self, where="info"):
+        self.observation_space = observation_space(where, spaces.Discrete(3), 2)
+        self.action_space = spaces.Discrete(2)
+        self.where = where
+        if where == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        return None if self.t == 2 else np.ones(2, bool)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return report(self.where, self.t, self.mask())
+
+    def step(self, action):
+        self.t += 1
+        obs, info = report(self.where, self.t, self.mask())
+        return obs, 0.0, False, self.t == 2, info
+
+
 class Spaces(gym.Env):
     """Shows samples of the given observation space, takes the given actions, never ends.
 
@@ -455,9 +478,13 @@ class CountersWithState(Counters):
 
 
 class NativeSpaces(VectorEnv):
-    """Shows samples of the given observation space and keeps the actions it is given; two steps."""
+    """Shows samples of the given observation space, takes the given actions; two steps an episode.
+
+    The actions can be found in `taken`.
+    """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    taken = []  # noqa: RUF012
 
     def __init__(self, num_envs, observation=None, action=None):
         self.num_envs = num_envs
@@ -474,13 +501,31 @@ class NativeSpaces(VectorEnv):
     def step(self, actions):
         if not self.action_space.contains(actions):
             raise ValueError(f"{actions!r} is not in {self.action_space}")
+        self.taken.append(actions)
         self.t += 1
-        ended = np.full(self.num_envs, self.t % 2 == 0)
-        info = {"final_obs": self.observation_space.sample()} if ended[0] else {}
-        return self.observation_space.sample(), np.zeros(self.num_envs), ended, ~ended & False, info
+        ended, info = np.full(self.num_envs, self.t % 2 == 0), {}
+        if ended.all():
+            info["final_obs"] = np.empty(self.num_envs, object)
+            final_obs = iterate(self.observation_space, self.observation_space.sample())
+            for env, obs in enumerate(final_obs):
+                info["final_obs"][env] = obs
+        not_truncated = np.zeros(self.num_envs, bool)
+        reward = np.zeros(self.num_envs)
+        return self.observation_space.sample(), reward, ended, not_truncated, info
 
 
-for _env in (Corridor, Grid, Target, Malformed, NonDeterministic, Spaces, OldReset, NeedsExtra):
+SINGLE = (
+    Corridor,
+    Grid,
+    Target,
+    Malformed,
+    NonDeterministic,
+    Truncated,
+    Spaces,
+    OldReset,
+    NeedsExtra,
+)
+for _env in SINGLE:
     gym.register(f"rlmask-tests/{_env.__name__}-v0", entry_point=_env)
 gym.register("rlmask-tests/Counter-v0", entry_point=Counter, max_episode_steps=5)
 for _env in (Counters, CountersWithState, NativeSpaces):

@@ -139,7 +139,8 @@ def masked_ppo_loss(
     excess = log_ratio.clamp(max=MAX_LOG_RATIO).expm1()  # ρ - 1
     gain = advantage.addcmul(excess, advantage)  # ρ A
     clipped_gain = advantage.addcmul(excess.clamp(-clip_range, clip_range), advantage)
-    g = torch.where(gain <= clipped_gain, gain, 0.0).mul_(-1 / size)
+    # `not greater` is true of NaN too, which must reach the gradient to be noticed
+    g = torch.where(gain > clipped_gain, 0.0, gain).mul_(-1 / size)
     if has_parts:
         g = g.unsqueeze(-1)
 

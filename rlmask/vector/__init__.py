@@ -1,7 +1,7 @@
 """Any Gymnasium env in, one mask convention out. The only place that knows Gymnasium."""
 
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from rlmask.vector.vectorize import AsyncVector, ReplayWarning, SyncVector, Vect
 Vectorization = Literal["sync", "async", "native"]
 
 
+@runtime_checkable
 class VectorEnv(Protocol):
     """What a trainer and an evaluation need: `SyncVector`, `AsyncVector` and `NativeVector`."""
 

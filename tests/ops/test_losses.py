@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from rlmask.ops import losses
-from rlmask.ops.losses import approximate_kl, clipped_surrogate_loss, huber_loss, value_loss
+from rlmask.ops import losses, masking
+from rlmask.ops.losses import (
+    approximate_kl,
+    clipped_surrogate_loss,
+    huber_loss,
+    masked_ppo_loss,
+    value_loss,
+)
 
 CLIP_RANGE = 0.2
 numbers = st.floats(-20, 20)
@@ -75,6 +81,15 @@ def test_surrogate_stays_flat_where_the_ratio_overflows(dtype, log_ratio):
     loss = clipped_surrogate_loss(log_prob, old_log_prob, advantage, CLIP_RANGE)
     assert loss.item() == pytest.approx(-(1 + CLIP_RANGE))
     assert torch.autograd.grad(loss, log_prob)[0] == 0
+
+
+@pytest.mark.parametrize("log_ratio", [50.0, 100.0])
+def test_surrogate_still_pushes_a_bad_action_down_where_the_ratio_overflows(log_ratio):
+    log_prob = torch.tensor(0.0, requires_grad=True)
+    old_log_prob, advantage = torch.tensor([-log_ratio, -1.0])
+    loss = clipped_surrogate_loss(log_prob, old_log_prob, advantage, CLIP_RANGE)
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    assert gradient > 0 and gradient.isfinite()
 
 
 @given(numbers, st.floats(-3, 3), numbers, st.floats(0.01, 0.9))
@@ -192,6 +207,71 @@ def test_approximate_kl_is_the_formula(log_prob, old_log_prob):
     assert estimate.item() == pytest.approx(math.exp(log_ratio) - 1 - log_ratio, abs=1e-12)
 
 
+# --- the loss of PPO in closed form; test_ppo_loss.py compares it with autograd
+
+PPO = {
+    "clip_range": CLIP_RANGE,
+    "value_clip_range": 0.3,
+    "value_coef": 0.7,
+    "entropy_coef": 0.05,
+    "normalize_entropy": False,
+}
+
+
+def ppo_minibatch(size=40, parts=(), actions=5, dtype=torch.float64):
+    """Positional arguments of `masked_ppo_loss`, near the policy that drew the actions."""
+    logits, change = torch.randn(2, size, *parts, actions, dtype=dtype)
+    mask = torch.rand(logits.shape) < 0.6
+    mask = mask.scatter(-1, torch.randint(actions, (size, *parts, 1)), True)
+    action, old_log_prob = masking.masked_sample(logits + 0.3 * change, mask)
+    old_log_prob = old_log_prob.sum(-1) if parts else old_log_prob
+    value, old_value, advantage, value_target = torch.randn(4, size, dtype=old_log_prob.dtype)
+    old_value = value + 0.5 * old_value
+    return [logits, value, mask, action, old_log_prob, old_value, advantage, value_target]
+
+
+def test_ppo_value_gradient_within_the_clip_range_is_the_error():
+    # in float32 old + (new - old) is not quite new: a rounding that must not look like clipping
+    minibatch = ppo_minibatch(2000, dtype=torch.float32)
+    value, old_value, value_target = minibatch[1], minibatch[5], minibatch[7]
+    minibatch[5] = old_value = value + 0.29 * old_value.tanh()
+    assert (old_value + (value - old_value) != value).any()
+    _, _, grad_value = masked_ppo_loss(*minibatch, **PPO)
+    assert_close(grad_value, PPO["value_coef"] * (value - value_target) / 2000)
+
+
+@pytest.mark.parametrize("parts", [(), (3,)])
+def test_ppo_loss_leaves_its_inputs_alone(parts):
+    minibatch = ppo_minibatch(parts=parts)
+    before = [x.clone() for x in minibatch]
+    masked_ppo_loss(*minibatch, **PPO)
+    assert_close(minibatch, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("old_log_prob", [-1.0, torch.finfo(torch.float64).min])
+def test_ppo_gradient_of_an_invalid_logit_is_zero_for_an_invalid_action_too(old_log_prob):
+    minibatch = ppo_minibatch()
+    minibatch[3] = minibatch[2].int().argmin(-1)  # the first invalid action, if there is one
+    minibatch[4] = torch.full((40,), old_log_prob, dtype=torch.float64)
+    _, grad_logits, _ = masked_ppo_loss(*minibatch, **PPO)
+    assert (grad_logits[~minibatch[2]] == 0).all()
+
+
+@pytest.fixture
+def debug():
+    masking.set_debug(True)
+    yield
+    masking.set_debug(False)
+
+
+@pytest.mark.parametrize("parts", [(), (3,)])
+def test_ppo_loss_under_debug_refuses_an_empty_row(debug, parts):
+    minibatch = ppo_minibatch(parts=parts)
+    minibatch[2][(7, *(1 for _ in parts))] = False
+    with pytest.raises(masking.EmptyMaskError):
+        masked_ppo_loss(*minibatch, **PPO)
+
+
 # --- all losses, as functions of three batches
 
 
@@ -219,15 +299,27 @@ def test_vmap_agrees(name):
 
 
 @pytest.fixture
-def plain_losses():
+def plain_losses(monkeypatch):
     """The losses as users run them: the tests' shape checks cannot be traced by a compiler."""
-    spec = importlib.util.spec_from_file_location("losses_without_shape_checks", losses.__file__)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the compiler looks for globals
-    spec.loader.exec_module(module)
-    yield module
+    modules = {}
+    for module in (masking, losses):
+        name = f"{module.__name__}_without_shape_checks".replace(".", "_")
+        spec = importlib.util.spec_from_file_location(name, module.__file__)
+        plain = modules[module] = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, plain)  # where the compiler looks for globals
+        spec.loader.exec_module(plain)
+    for name in ("check_action", "entropy_scale", "masked_scores"):  # what losses imports
+        monkeypatch.setattr(modules[losses], name, getattr(modules[masking], name))
+    yield modules[losses]
     torch._dynamo.reset()
-    del sys.modules[spec.name]
+
+
+def test_compiled_ppo_loss_agrees(plain_losses):
+    minibatch = ppo_minibatch()
+    compiled = torch.compile(
+        lambda *x: plain_losses.masked_ppo_loss(*x, **PPO), fullgraph=True, backend="aot_eager"
+    )
+    assert_close(compiled(*minibatch), plain_losses.masked_ppo_loss(*minibatch, **PPO))
 
 
 @all_losses

@@ -764,6 +764,15 @@ def test_epsilon_zero_when_the_global_maximum_is_invalid():
     assert (ops.masked_epsilon_greedy(values, mask, 0.0) == 1).all()
 
 
+@pytest.mark.parametrize("draw", [0.0, LARGEST_UNIFORM])
+def test_epsilon_is_exact_at_the_extreme_draws(monkeypatch, draw):
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, draw))
+    values, mask = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([False, True, True, True])
+    greedy, uniform = 2, 1 if draw == 0 else 3
+    assert ops.masked_epsilon_greedy(values, mask, 0.0) == greedy
+    assert ops.masked_epsilon_greedy(values, mask, 1.0) == uniform
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
 def test_epsilon_greedy_frequencies(epsilon):
     num_draws, values = 50_000, torch.tensor([9.0, 1.0, -math.inf, 3.0, 2.0, math.nan])
@@ -789,6 +798,15 @@ def test_entropy_of_equal_logits_is_log_k(num_valid, dtype):
     assert float(ops.masked_entropy(log_probs, mask)) == pytest.approx(math.log(num_valid))
     normalized = ops.masked_entropy(log_probs, mask, normalized=True)
     assert float(normalized) == pytest.approx(0.0 if num_valid == 1 else 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entropy_scale_is_one_over_log_k(dtype):
+    mask = torch.arange(6) < torch.arange(1, 7).unsqueeze(-1)  # row k - 1 has k valid
+    scale = ops.entropy_scale(mask, dtype)
+    assert scale.isfinite().all()
+    for k in range(2, 7):
+        assert_close(scale[k - 1], torch.tensor(1 / math.log(k), dtype=dtype))
 
 
 @given(problems())
@@ -849,6 +867,18 @@ def test_kl_is_not_negative_and_its_gradient_is_finite(problem, seed):
         assert gradient.isfinite().all() and (gradient[~mask] == 0).all()
 
 
+def test_invalid_log_probs_get_no_gradient():
+    logits, other, mask, _, _ = random_arguments((50,))
+    log_p, log_q = ops.masked_log_softmax(logits, mask), ops.masked_log_softmax(other, mask)
+    log_p, log_q = (poisoned(x, mask).requires_grad_() for x in (log_p, log_q))
+    entropy = ops.masked_entropy(log_p, mask) + ops.masked_entropy(log_p, mask, normalized=True)
+    kl = ops.masked_kl(log_p, log_q, mask)
+    for output, source in [(entropy, log_p), (kl, log_p), (kl, log_q)]:
+        (gradient,) = torch.autograd.grad(output.sum(), source, retain_graph=True)
+        assert gradient.isfinite().all() and (gradient[~mask] == 0).all()
+        assert (gradient[mask] != 0).any()
+
+
 def test_kl_gradient_in_the_second_argument():
     # d KL(p || q) / d logits of q = q - p, on the valid actions
     logits, other, mask, _, _ = random_arguments((20,))
@@ -857,6 +887,27 @@ def test_kl_gradient_in_the_second_argument():
     (gradient,) = torch.autograd.grad(ops.masked_kl(log_p, log_q, mask).sum(), other)
     expected = ops.masked_softmax(other, mask) - ops.masked_softmax(logits, mask)
     assert_close(gradient, expected.detach())
+
+
+# --- parts of a MultiDiscrete action
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("nvec", [(2, 3), (4, 1, 2), (3, 3)])
+def test_split_parts_cuts_the_row_and_pads_with_invalid(batch, nvec):
+    logits = torch.randn(*batch, sum(nvec))
+    mask = torch.ones(logits.shape, dtype=torch.bool)
+    split_logits, split_mask = ops.split_parts(logits, nvec), ops.split_parts(mask, nvec)
+    assert split_logits.shape == split_mask.shape == (*batch, len(nvec), max(nvec))
+    assert split_mask.dtype == torch.bool
+    for part, n in enumerate(nvec):
+        start = sum(nvec[:part])
+        assert torch.equal(split_logits[..., part, :n], logits[..., start : start + n])
+        assert torch.equal(
+            ops.masked_log_softmax(split_logits, split_mask)[..., part, :n],
+            torch.log_softmax(logits[..., start : start + n], -1),
+        )
+        assert not split_mask[..., part, n:].any()
 
 
 # --- layouts and transforms

@@ -1,0 +1,162 @@
+import math
+
+import pytest
+import torch
+
+from rlmask.networks import ActorCritic, ConvTorso, FirstLayer, actor_policy, flatten_parameters
+from rlmask.normalize import RewardScaler, update_moments
+from rlmask.types import ActionSpec, ObsSpec
+
+DISCRETE = ObsSpec(kind="discrete", shape=(), dtype="int64", n=7)
+VECTOR = ObsSpec(kind="vector", shape=(5,), dtype="float32")
+BOARD = ObsSpec(kind="image", shape=(4, 5, 2), dtype="uint8")
+SCREEN = ObsSpec(kind="image", shape=(84, 84, 4), dtype="uint8")
+
+
+def make(obs, nvec=(3,), seed=0, **changes):
+    settings = {
+        "hidden_sizes": (8, 6),
+        "activation": "tanh",
+        "shared_torso": False,
+        "normalize_obs": False,
+        **changes,
+    }
+    generator = torch.Generator().manual_seed(seed)
+    return ActorCritic(obs, ActionSpec(nvec=nvec), **settings, generator=generator)
+
+
+def draw(obs, rows):
+    if obs.kind == "discrete":
+        return torch.randint(obs.n, (rows,))
+    if obs.dtype == "uint8":
+        return torch.randint(256, (rows, *obs.shape), dtype=torch.uint8)
+    return torch.randn(rows, *obs.shape)
+
+
+@pytest.mark.parametrize("obs", [DISCRETE, VECTOR, BOARD, SCREEN])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_shapes_and_that_rows_do_not_mix(obs, shared, activation):
+    network = make(obs, nvec=(2, 3), shared_torso=shared, activation=activation)
+    batch = draw(obs, 3)
+    logits, value = network(batch)
+    assert logits.shape == (3, 5) and value.shape == (3,)
+    alone = network(batch[1:2])
+    torch.testing.assert_close((logits[1:2], value[1:2]), alone)
+
+
+def test_a_discrete_observation_is_its_one_hot_vector():
+    generator = torch.Generator().manual_seed(0)
+    layer = FirstLayer(2, DISCRETE, 4, generator)
+    as_vector = FirstLayer(2, ObsSpec(kind="vector", shape=(7,), dtype="float32"), 4, generator)
+    as_vector.load_state_dict(layer.state_dict())
+    obs = torch.tensor([3, 0, 6, 3])
+    one_hot = torch.nn.functional.one_hot(obs, 7).float()
+    torch.testing.assert_close(layer(obs), as_vector(one_hot))
+
+
+def test_separate_networks_share_nothing_and_a_shared_torso_does():
+    for shared in (False, True):
+        network = make(VECTOR, shared_torso=shared)
+        _, value = network(draw(VECTOR, 4))
+        value.sum().backward()
+        first = network.torso.first.weight.grad  # [inputs, G*H], the policy's half first
+        assert bool(first[:, :8].any()) == shared
+        assert network.actor_head.weight.grad is None
+
+
+def test_hidden_layers_are_orthogonal_with_gain_sqrt_2():
+    network = make(VECTOR, hidden_sizes=(5, 5))
+    for weight in network.torso.layers[0].weight:
+        torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(5), atol=1e-5, rtol=0)
+
+
+def test_weights_come_from_the_generator_alone():
+    first = make(SCREEN, seed=1).state_dict()
+    torch.manual_seed(123)
+    again, other = make(SCREEN, seed=1).state_dict(), make(SCREEN, seed=2).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["actor_head.weight"], other["actor_head.weight"])
+
+
+def test_flat_parameters_are_the_parameters():
+    network = make(BOARD)
+    batch = draw(BOARD, 3)
+    before = network(batch)
+    flat = flatten_parameters(network)
+    assert flat.numel() == sum(p.numel() for p in network.parameters())
+    torch.testing.assert_close(network(batch), before)
+    flat.zero_()
+    assert all(p.eq(0).all() for p in network.parameters())
+
+
+def test_uint8_images_are_scaled_and_layouts_agree():
+    torso = ConvTorso((4, 5, 2), torch.Generator().manual_seed(0))
+    image = draw(BOARD, 3)
+    torch.testing.assert_close(torso(image), torso(image.float() / 255))
+    # brute force at one place: filter 0 on the top left 3x3 corner
+    conv = torso.layers[0]
+    patch = image[0, :3, :3].float().permute(2, 0, 1) / 255
+    expected = torch.relu((conv.weight[0] * patch).sum() + conv.bias[0])
+    torch.testing.assert_close(torso(image)[0, 0], expected)
+
+
+def test_policies_take_valid_actions_only():
+    network = make(VECTOR, nvec=(4, 3))
+    generator = torch.Generator().manual_seed(0)
+    obs = draw(VECTOR, 500)
+    mask = torch.rand(500, 7) < 0.4
+    mask[:, 2] = mask[:, 5] = True
+    for greedy in (True, False):
+        action = actor_policy(network, greedy=greedy, generator=generator)(obs, mask)
+        assert action.shape == (500, 2)
+        chosen = torch.stack([action[:, 0], 4 + action[:, 1]], 1)
+        assert mask.gather(1, chosen).all()
+    logits, _ = network(obs)
+    best = torch.where(mask[:, :4], logits[:, :4], -math.inf).argmax(1)
+    assert torch.equal(actor_policy(network, greedy=True)(obs, mask)[:, 0], best)
+
+
+def test_obs_statistics_are_those_of_all_that_was_seen():
+    network = make(VECTOR, normalize_obs=True)
+    seen = [3 + 2 * torch.randn(50, 5) for _ in range(3)]
+    for batch in seen:
+        network.observe(batch)
+    everything = torch.cat(seen).double()
+    # the prior counts for 1e-4 of one observation
+    torch.testing.assert_close(network.obs_mean, everything.mean(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(network.obs_var, everything.var(0, correction=0), rtol=1e-4, atol=0)
+    plain = make(VECTOR)
+    plain.load_state_dict(network.state_dict(), strict=False)
+    scaled = ((seen[0] - network.obs_mean) / (network.obs_var + 1e-8).sqrt()).float()
+    torch.testing.assert_close(network(seen[0]), plain(scaled))
+
+
+def test_moments_of_batches_are_the_moments_of_the_whole():
+    data = torch.randn(100, 3, dtype=torch.float64) * 5 + 2
+    mean, var, count = data[:1].mean(0), torch.zeros(3).double(), torch.tensor(1.0).double()
+    for batch in (data[1:20], data[20:21], data[21:]):
+        mean, var, count = update_moments(mean, var, count, batch)
+    torch.testing.assert_close((mean, var), (data.mean(0), data.var(0, correction=0)))
+    assert count == 100
+
+
+def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return():
+    reward = torch.randn(40, 3)
+    ended = torch.rand(40, 3) < 0.1
+    scaler = RewardScaler(3, gamma=0.9)
+    torch.testing.assert_close(scaler.scale(reward), reward, rtol=1e-6, atol=0)
+    scaler.observe(reward[:25], ended[:25])
+    scaler.observe(reward[25:], ended[25:])
+    returns, running = [], [0.0] * 3
+    for t in range(40):
+        for env in range(3):
+            running[env] = 0.9 * running[env] + float(reward[t, env])
+            returns.append(running[env])
+            running[env] *= not ended[t, env]
+    mean = sum(returns) / 120
+    deviation = math.sqrt(sum((r - mean) ** 2 for r in returns) / 120)
+    torch.testing.assert_close(scaler.scale(reward), reward / deviation, rtol=1e-4, atol=0)
+    twin = RewardScaler(3, gamma=0.9)
+    twin.restore(scaler.capture())
+    assert torch.equal(twin.scale(reward), scaler.scale(reward))

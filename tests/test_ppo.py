@@ -1,0 +1,294 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
+import envs_for_tests  # noqa: F401 (registers its envs)
+import pytest
+import torch
+
+from rlmask import ops, ppo
+from rlmask.evaluate import evaluate, summarize
+from rlmask.types import Rollout
+from rlmask.vector import Game, make_vector
+
+CORRIDOR = "rlmask-tests/Corridor-v0"
+SMALL = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "num_epochs": 2}
+
+
+def config(env=CORRIDOR, **changes):
+    return ppo.PPOConfig(**{"env": env, "total_steps": 256, **SMALL, **changes})
+
+
+def last(updates):
+    *_, update = updates
+    return update
+
+
+def greedy_return(update, **settings):
+    """Evaluate while the trainer is paused: its envs are not touched."""
+    envs = make_vector(seed=1, num_envs=8, stream=1, **settings)
+    try:
+        return summarize(evaluate(update.policy, envs, 64)).mean_return
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": ""}, "either env or games"),
+        ({"games": (Game(env_id=CORRIDOR),)}, "either env or games"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"num_minibatches": 3}, "64 does not divide into num_minibatches = 3"),
+        ({"total_steps": 0}, "total_steps is 0"),
+        ({"gamma": 1.5}, "gamma is 1.5"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"hidden_sizes": ()}, "hidden_sizes"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_settings_that_contradict_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_every_field_says_what_it_is():
+    source = Path(ppo.__file__).read_text().split("class PPOConfig")[1]
+    for field in dataclasses.fields(ppo.PPOConfig):
+        after = source.split(f"\n    {field.name}: ")[1]
+        assert after.split("\n")[1].strip().startswith('"""')
+
+
+def collected(env="rlmask-tests/Counter-v0", num_steps=12, **kwargs):
+    settings = config(env, num_envs=2, num_steps=num_steps, env_kwargs=kwargs)
+    generator = torch.Generator().manual_seed(0)
+    envs = make_vector(settings.all_games, 2, seed=0)
+    network = ppo.make_network(settings, envs.spec.obs, envs.spec.action, generator)
+    obs, mask = envs.reset()
+    device = torch.device("cpu")
+    return network, *ppo.collect(envs, network, obs, mask, num_steps, generator, device)
+
+
+def test_a_rollout_holds_what_happened():
+    network, rollout, episodes, obs, mask = collected()
+    # the env truncates after 5 steps: at t = 4 and 9
+    assert rollout.truncated[:, 0].nonzero().flatten().tolist() == [4, 9]
+    assert len(episodes) == 4 and not rollout.terminated.any()
+    chosen = rollout.action_mask.gather(-1, rollout.action.unsqueeze(-1))
+    assert chosen.all()
+    logits, value = network(rollout.obs.flatten(0, 1))
+    log_probs = ops.masked_log_softmax(logits, rollout.action_mask.flatten(0, 1))
+    log_prob = log_probs.gather(1, rollout.action.flatten()[:, None])[:, 0]
+    torch.testing.assert_close(rollout.log_prob.flatten(), log_prob)
+    torch.testing.assert_close(rollout.value.flatten(), value)
+    assert all(x.shape[:2] == (12, 2) for x in vars(rollout).values())
+    assert obs.shape == rollout.obs[0].shape and mask.shape == rollout.action_mask[0].shape
+
+
+@torch.no_grad()
+def test_truncation_bootstraps_from_the_true_final_observation():
+    network, rollout, _, obs, _ = collected()
+    # Counter's obs is (tag, t): the true successor of the step at t is (tag, t + 1)
+    successor = rollout.obs.clone()
+    successor[..., 1] += 1
+    expected = network(successor.flatten(0, 1))[1].view(12, 2)
+    torch.testing.assert_close(rollout.next_value, expected)
+    torch.testing.assert_close(rollout.next_value[-1], network(obs)[1])
+
+
+@pytest.mark.parametrize("env", [CORRIDOR, "rlmask-tests/Target-v0"])
+def test_the_first_ratio_is_one(env):
+    """The softmax of the loss runs over the mask that the action was drawn under."""
+    update = next(ppo.train(config(env, num_epochs=1, num_minibatches=1)))
+    assert abs(update.metrics["loss/approx_kl"]) < 1e-6
+    assert update.metrics["loss/clip_fraction"] == 0
+
+
+def test_a_loss_without_the_mask_is_noticed(monkeypatch):
+    """What `test_the_first_ratio_is_one` would see if the mask were left out of the loss."""
+    masked = ppo.masked_ppo_loss
+
+    def unmasked(logits, value, mask, *rest, **settings):
+        return masked(logits, value, torch.ones_like(mask), *rest, **settings)
+
+    monkeypatch.setattr(ppo, "masked_ppo_loss", unmasked)
+    update = next(ppo.train(config(num_epochs=1, num_minibatches=1)))
+    assert update.metrics["loss/approx_kl"] > 0.01
+
+
+def test_a_sampler_without_the_mask_is_refused_by_the_env(monkeypatch):
+    masked = ppo.masked_inverse_cdf
+
+    def unmasked(logits, mask, uniform):
+        return masked(logits, torch.ones_like(mask), uniform)
+
+    monkeypatch.setattr(ppo, "masked_inverse_cdf", unmasked)
+    with pytest.raises(ops.InvalidActionError, match="Corridor"):
+        last(ppo.train(config()))
+
+
+def test_the_entropy_is_over_the_valid_actions():
+    update = next(ppo.train(config(num_epochs=1, num_minibatches=1, num_steps=64)))
+    # weights of gain 0.01 make the first policy uniform: two of three actions, or three
+    assert 0.5 < update.metrics["loss/entropy"] < 1.0986
+    normalized = ppo.train(
+        config(num_epochs=1, num_minibatches=1, num_steps=64, normalize_entropy=True)
+    )
+    assert next(normalized).metrics["loss/entropy"] == pytest.approx(1, abs=1e-3)
+
+
+def test_learning_reaches_the_optimum_of_a_masked_corridor():
+    update = last(ppo.train(config(total_steps=16_384, num_envs=16, learning_rate=1e-2)))
+    # from place p of 0..4 to the goal at 5: 5 - p steps of -0.1 (the last one +1)
+    games = (Game(env_id=CORRIDOR),)
+    reached = greedy_return(update, games=games)
+    always_right = evaluate(
+        lambda obs, mask: torch.full((len(obs),), 1), make_vector(games, 8, 1, stream=1), 64
+    )
+    assert reached == pytest.approx(summarize(always_right).mean_return)
+
+
+@pytest.mark.parametrize(
+    ("env", "kwargs", "target"),
+    [
+        ("rlmask-tests/Target-v0", {}, 7.0),  # of 8, one a step for all parts right
+        ("rlmask-tests/Target-v0", {"layout": "tuple"}, 7.0),
+    ],
+)
+@pytest.mark.slow
+def test_learning_multi_discrete(env, kwargs, target):
+    settings = config(
+        env,
+        env_kwargs=kwargs,
+        total_steps=20_000,
+        num_envs=16,
+        num_steps=32,
+        num_minibatches=8,
+        num_epochs=4,
+        learning_rate=5e-3,
+        gamma=0.5,
+    )
+    update = last(ppo.train(settings))
+    assert greedy_return(update, games=settings.all_games) > target
+
+
+@pytest.mark.slow
+def test_learning_from_images():
+    settings = config(
+        "rlmask-tests/Grid-v0",
+        total_steps=16_384,
+        num_envs=16,
+        num_steps=32,
+        num_minibatches=4,
+        num_epochs=4,
+        learning_rate=3e-3,
+        shared_torso=True,
+        hidden_sizes=(32,),
+        activation="relu",
+    )
+    first, *_, update = ppo.train(settings)
+    name = "rollout/episode_length"  # from anywhere in 3 x 4 pixels to the corner: at most 5
+    assert first.metrics[name] > 6
+    assert update.metrics[name] < 4
+
+
+def test_several_games_share_one_network_and_log_their_own_returns():
+    games = (
+        Game(env_id=CORRIDOR, action_ids=(4, 2, 0)),
+        Game(env_id=CORRIDOR, env_kwargs={"length": 8}, action_ids=(1, 3, 5)),
+    )
+    settings = ppo.PPOConfig(games=games, total_steps=2048, **SMALL)
+    update = last(ppo.train(settings))
+    assert {name for name in update.metrics if "episode_return/" in name}
+    assert settings.num_updates == 32 and update.env_steps == 2048
+    assert 0.3 < update.metrics["mask/valid_fraction"] < 0.5  # of 6, two or three
+
+
+def test_same_seed_same_run_other_seed_other_run():
+    def curve(seed):
+        return [update.metrics for update in ppo.train(config(seed=seed))]
+
+    assert curve(3) == curve(3)
+    assert curve(3) != curve(4)
+
+
+def test_async_and_sync_are_the_same_run():
+    runs = [
+        [u.metrics for u in ppo.train(config(env, vectorization=v, total_steps=128))]
+        for v, env in itertools.product(("sync", "async"), [f"envs_for_tests:{CORRIDOR}"])
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_a_run_does_not_touch_the_global_generator():
+    before = torch.get_rng_state()
+    last(ppo.train(config(total_steps=64)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_target_kl_ends_an_update():
+    update = next(ppo.train(config(target_kl=1e-9, learning_rate=0.1, num_epochs=10)))
+    free = next(ppo.train(config(learning_rate=0.1, num_epochs=10)))
+    assert update.metrics["loss/approx_kl"] < free.metrics["loss/approx_kl"]
+
+
+def test_the_learning_rate_falls_to_zero_in_a_straight_line():
+    rates = [u.metrics["train/learning_rate"] for u in ppo.train(config(learning_rate=1.0))]
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    flat = ppo.train(config(learning_rate=1.0, anneal_learning_rate=False))
+    assert {u.metrics["train/learning_rate"] for u in flat} == {1.0}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_capture_and_resume_in_the_middle(normalize):
+    settings = config(
+        "rlmask-tests/Counter-v0", normalize_obs=normalize, normalize_reward=normalize
+    )
+    whole = [update.metrics for update in ppo.train(settings)]
+    trainer = ppo.train(settings)
+    next(trainer)
+    state = next(trainer).capture()
+    trainer.close()
+    rest = [update.metrics for update in ppo.train(settings, resume=state)]
+    assert rest == whole[2:]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_does_harm():
+    settings = config()
+    envs = make_vector(settings.all_games, 4, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    network = ppo.make_network(settings, envs.spec.obs, envs.spec.action, generator)
+    weights = ppo.flatten_parameters(network)
+    before = weights.clone()
+    optimizer = torch.optim.Adam([weights], fused=True)
+    obs, mask = envs.reset()
+    rollout: Rollout
+    rollout, *_ = ppo.collect(envs, network, obs, mask, 16, generator, torch.device("cpu"))
+    batch = ppo.Batch(
+        obs=rollout.obs.flatten(0, 1),
+        action_mask=rollout.action_mask.flatten(0, 1),
+        action=rollout.action.flatten(),
+        log_prob=rollout.log_prob.flatten(),
+        value=rollout.value.flatten(),
+        advantage=torch.full((64,), float("inf")),
+        value_target=rollout.value.flatten(),
+    )
+    with pytest.raises(FloatingPointError, match="not finite"):
+        ppo.learn(network, weights, optimizer, batch, settings, generator)
+    assert torch.equal(weights, before)
+    envs.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is about a missing GPU")
+def test_cuda_without_a_gpu_is_one_clear_error():
+    with pytest.raises(ValueError, match="set it to cpu or auto"):
+        next(ppo.train(config(device="cuda")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_too():
+    update = last(
+        ppo.train(config(total_steps=16_384, num_envs=16, learning_rate=1e-2, device="cuda"))
+    )
+    assert greedy_return(update, games=(Game(env_id=CORRIDOR),)) > 0.6
