@@ -216,7 +216,6 @@ def test_keys_that_are_not_text_are_refused(tmp_path, state):
         np.array(["a"]),
         np.array([None]),
         np.array([1j]),
-        torch.zeros(2, 2).to_sparse(),
     ],
     ids=lambda leaf: f"{type(leaf).__name__} {getattr(leaf, 'dtype', '')}",
 )

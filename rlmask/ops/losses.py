@@ -26,7 +26,10 @@ def clipped_surrogate_loss(
 
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
-    ratio = (log_prob - old_log_prob).clamp(max=MAX_LOG_RATIO).exp()
+    log_ratio = log_prob - old_log_prob
+    # bounded in value, not in gradient: a bad action is still pushed down
+    overshoot = (log_ratio.detach() - MAX_LOG_RATIO).clamp(min=0)
+    ratio = (log_ratio - overshoot).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
@@ -152,7 +155,7 @@ def masked_ppo_loss(
     # e + H p as a tensor, times -h, plus g (1_a - p)
     grad_logits = e.addcmul_(probs, entropy.unsqueeze(-1)).mul_(-h)
     grad_logits.addcmul_(probs, g.unsqueeze(-1), value=-1)
-    grad_logits.scatter_add_(-1, index, g.expand_as(action).unsqueeze(-1))
+    grad_logits.scatter_add_(-1, index, g.unsqueeze(-1) * mask.gather(-1, index))
 
     error = value - value_target
     squared = error.square()

@@ -69,9 +69,11 @@ def masked_scores(
     """Return scores in at least float32 with -inf where invalid; for use inside an op only."""
     if _debug:
         check_mask(mask)
-    if scores.dtype in _HALF:
-        scores = scores.float()
-    return torch.where(mask, scores, _MINUS_INF)
+    return torch.where(mask, _at_least_float32(scores), _MINUS_INF)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALF else x
 
 
 def split_parts(
@@ -139,6 +141,10 @@ def masked_inverse_cdf(
     """
     probs = torch.softmax(masked_scores(logits, mask), -1)
     cumulated = probs.cumsum(-1).contiguous()
+    if not cumulated.is_cpu:
+        # a parallel scan groups the terms of each prefix differently, so that adding 0 can change the
+        # rounding; give every invalid entry the sum up to the valid one before it
+        cumulated = cumulated.masked_fill(~mask, 0.0).cummax(-1).values
     threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1).contiguous()
     action = torch.searchsorted(cumulated, threshold, right=True)
     return action.squeeze(-1), probs.gather(-1, action).squeeze(-1).log()
@@ -168,9 +174,7 @@ def masked_mean(
     """Return the mean of the values of the valid actions."""
     if _debug:
         check_mask(mask)
-    if values.dtype in _HALF:
-        values = values.float()
-    return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
+    return torch.where(mask, _at_least_float32(values), 0.0).sum(dim=-1) / mask.sum(dim=-1)
 
 
 def masked_entropy(
@@ -188,7 +192,7 @@ def masked_entropy(
     if _debug:
         check_mask(mask)
     # where on the input: a product with exp(log_prob) = 0 would meet the finite minimum instead
-    log_probs = torch.where(mask, log_probs, 0.0)
+    log_probs = torch.where(mask, _at_least_float32(log_probs), 0.0)
     entropy = -torch.where(mask, log_probs.exp() * log_probs, 0.0).sum(dim=-1)
     return entropy * entropy_scale(mask, entropy.dtype) if normalized else entropy
 
@@ -211,8 +215,8 @@ def masked_kl(
     """Return KL(p || q) = Σ_{a valid} p(a) (log p(a) - log q(a)) in nats."""
     if _debug:
         check_mask(mask)
-    log_probs_p = torch.where(mask, log_probs_p, 0.0)
-    log_probs_q = torch.where(mask, log_probs_q, 0.0)
+    log_probs_p = torch.where(mask, _at_least_float32(log_probs_p), 0.0)
+    log_probs_q = torch.where(mask, _at_least_float32(log_probs_q), 0.0)
     return torch.where(mask, log_probs_p.exp() * (log_probs_p - log_probs_q), 0.0).sum(dim=-1)
 
 
@@ -236,7 +240,7 @@ def masked_log_prob_and_entropy(
     """Return log π(action) and the entropy of π, the softmax over the valid actions.
 
     The same as `masked_log_softmax`, a gather and `masked_entropy`, with the gradient written out:
-    one pass over the mask instead of four. Differentiable to any order.
+    one pass over the mask instead of four. Differentiable to any order in reverse mode.
 
     Raises:
         InvalidActionError: under `set_debug(True)`, if an action is invalid. Otherwise its

@@ -215,6 +215,8 @@ class MaskedEnv:
                 )
             padded = np.zeros(self.spec.obs.shape, own.dtype)
             padded[where] = obs
+            if own.dtype == "float32" and not np.isfinite(padded).all():
+                raise EnvError(f"{self.where}: the observation is not finite: {obs}")
             return padded
 
         return read_array
