@@ -29,7 +29,7 @@ from rlmask.ops import (
     split_parts,
 )
 from rlmask.types import ActionSpec, Episode, ObsSpec, Policy, Rollout, Update, split, tree_map
-from rlmask.vector import Game, MaskSource, VectorEnv, Vectorization, make_vector
+from rlmask.vector import Game, MaskSource, VectorEnv, Vectorization, VectorStep, make_vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +317,6 @@ def make_network(
         )
 
 
-@torch.inference_mode()
 def collect(
     envs: VectorEnv,
     network: ActorCritic,
@@ -332,57 +331,45 @@ def collect(
     obs [N, *obs] and action_mask [N, A] are on the CPU, as the envs give and take them.
     """
     nvec = envs.spec.action.nvec
-    T, N = num_steps, envs.num_envs
-    rollout = empty_rollout(T, N, envs, device)
-    uniform = torch.rand((T, N, *envs.spec.action.shape), generator=generator).to(device)
-    episodes: list[Episode] = []
-    truncated_at: list[tuple[int, Tensor, Tensor]] = []
-    for t in range(T):
-        rollout.obs[t], rollout.action_mask[t] = obs, action_mask
-        logits, rollout.value[t] = network(rollout.obs[t])
-        action, log_prob = masked_inverse_cdf(
-            split_parts(logits, nvec), split_parts(rollout.action_mask[t], nvec), uniform[t]
-        )
-        rollout.action[t] = action
-        rollout.log_prob[t] = log_prob.sum(-1) if len(nvec) > 1 else log_prob
+    uniform = torch.rand(
+        (num_steps, envs.num_envs, *envs.spec.action.shape), generator=generator
+    ).to(device)
+    facts: list[tuple[Tensor, ...]] = []  # on the device
+    steps: list[VectorStep] = []
+    for t in range(num_steps):
+        obs, action_mask = obs.to(device), action_mask.to(device)
+        with torch.inference_mode():
+            logits, value = network(obs)
+            action, log_prob = masked_inverse_cdf(
+                split_parts(logits, nvec), split_parts(action_mask, nvec), uniform[t]
+            )
+        facts.append((obs, action_mask, action, log_prob, value))
         step = envs.step(action.cpu())
+        steps.append(step)
         obs, action_mask = step.obs, step.action_mask
-        rollout.reward[t], rollout.terminated[t] = step.reward, step.terminated
-        rollout.truncated[t] = step.truncated
-        episodes += step.episodes
-        if len(step.ended):
-            cut = step.truncated[step.ended] & ~step.terminated[step.ended]
-            truncated_at.append((t, step.ended[cut], step.final_obs[cut]))
 
+    all_obs, masks, actions, log_prob, value = (torch.stack(x) for x in zip(*facts, strict=True))
     # the value of a successor is the value of the next row, except where the env has reset
-    rollout.next_value[:-1] = rollout.value[1:]
-    rollout.next_value[-1] = network(obs.to(device))[1]
-    for t, env_index, final_obs in truncated_at:
-        if len(env_index):
-            rollout.next_value[t, env_index.to(device)] = network(final_obs.to(device))[1]
+    with torch.no_grad():
+        next_value = torch.cat([value[1:], network(obs.to(device))[1].unsqueeze(0)])
+        for t, step in enumerate(steps):
+            cut = step.truncated[step.ended] & ~step.terminated[step.ended]
+            if len(cut) and cut.any():
+                final_value = network(step.final_obs[cut].to(device))[1]
+                next_value[t, step.ended[cut].to(device)] = final_value
+    rollout = Rollout(
+        obs=all_obs,
+        action_mask=masks,
+        action=actions,
+        log_prob=log_prob.sum(-1) if len(nvec) > 1 else log_prob,
+        value=value,
+        next_value=next_value,
+        reward=torch.stack([step.reward for step in steps]).to(device),
+        terminated=torch.stack([step.terminated for step in steps]).to(device),
+        truncated=torch.stack([step.truncated for step in steps]).to(device),
+    )
+    episodes = [episode for step in steps for episode in step.episodes]
     return rollout, episodes, obs, action_mask
-
-
-def empty_rollout(num_steps: int, num_envs: int, envs: VectorEnv, device: torch.device) -> Rollout:
-    """Return an uninitialised rollout of T steps of N envs."""
-    T, N = num_steps, num_envs
-    obs, action = envs.spec.obs, envs.spec.action
-    with torch.inference_mode(False):  # else autograd could not save them for backward
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty((T, N, *shape), dtype=dtype, device=device)
-
-        return Rollout(
-            obs=empty(*obs.shape, dtype=obs.torch_dtype),
-            action_mask=empty(action.num_actions, dtype=torch.bool),
-            action=empty(*action.shape, dtype=torch.int64),
-            log_prob=empty(),
-            value=empty(),
-            next_value=empty(),
-            reward=empty(),
-            terminated=empty(dtype=torch.bool),
-            truncated=empty(dtype=torch.bool),
-        )
 
 
 def learn(

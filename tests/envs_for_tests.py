@@ -14,7 +14,6 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
-from torch.testing import assert_close
 
 
 def env_id(name):
@@ -47,10 +46,9 @@ class Corridor(gym.Env):
         place = spaces.Discrete(length, start=obs_start)
         self.observation_space = observation_space(where, place, 3)
         self.action_space = spaces.Discrete(3, start=start)
-        self.goal = length - 1
-        self.final_mask = {"empty": np.zeros(3, np.int8), "full": np.ones(3, np.int8)}.get(
-            final_mask
-        )
+        self.goal, self.obs_start = length - 1, obs_start
+        final_masks = {"empty": np.zeros(3, np.int8), "full": np.ones(3, np.int8), "missing": None}
+        self.final_mask = final_masks[final_mask]
         self.where, self.wind = where, wind
         if where == "method":
             self.action_masks = self.mask
@@ -75,10 +73,7 @@ class Corridor(gym.Env):
         return obs, 0.9 if at_goal else -0.1, at_goal, False, info
 
     def report(self):
-        place = (
-            self.observation_space if self.where != "obs" else self.observation_space["observation"]
-        )
-        return report(self.where, self.at + int(place.start), self.mask())
+        return report(self.where, self.at + self.obs_start, self.mask())
 
 
 class Counter(gym.Env):
@@ -226,6 +221,7 @@ FAULTY_MASKS = {
     "length 5": np.ones(5, np.int8),
     "matrix": np.ones((1, 4), np.int8),
     "objects": np.array([1, 0, 1, 0], object),
+    "bytes": np.array([b"\1", b"\0", b"\1", b"\0"]),
     "strings": np.array(["1", "0", "1", "0"]),
     "empty": np.zeros(4, np.int8),
     "missing": None,
@@ -556,6 +552,7 @@ def assert_same_steps(steps, expected):
         for field in dataclasses.fields(step):
             value, target = getattr(step, field.name), getattr(other, field.name)
             if isinstance(value, torch.Tensor):
-                assert_close(value, target, rtol=0, atol=0)
+                assert value.dtype == target.dtype, field.name
+                assert torch.equal(value, target), field.name
             else:
                 assert value == target, field.name

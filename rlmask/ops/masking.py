@@ -142,8 +142,8 @@ def masked_inverse_cdf(
     probs = torch.softmax(masked_scores(logits, mask), -1)
     cumulated = probs.cumsum(-1).contiguous()
     if not cumulated.is_cpu:
-        # a parallel scan groups the terms of each prefix differently, so that adding 0 can change the
-        # rounding; give every invalid entry the sum up to the valid one before it
+        # a parallel scan groups the terms of each prefix differently, so that adding 0 can change
+        # the rounding; give every invalid entry the sum up to the valid one before it
         cumulated = cumulated.masked_fill(~mask, 0.0).cummax(-1).values
     threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1).contiguous()
     action = torch.searchsorted(cumulated, threshold, right=True)

@@ -28,6 +28,7 @@ MESSAGES = {
     "length 5": ("shape (5,), not (4,)", "one entry for each of the 4 actions"),
     "matrix": ("shape (1, 4), not (4,)", "one entry for each of the 4 actions"),
     "objects": ("dtype object", "np.array(mask, dtype=bool)"),
+    "bytes": ("dtype |S1", "np.array(mask, dtype=bool)"),
     "strings": ("dtype <U1", "np.array(mask, dtype=bool)"),
     "empty": ("no action is valid, but the episode goes on", "terminated=True"),
     "missing": ("`info` has no action mask", "at every reset and step"),

@@ -1,0 +1,703 @@
+import dataclasses
+import fcntl
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from envs_for_tests import env_id
+
+from rlmask import checkpoint, run
+from rlmask.checkpoint import CheckpointError
+from rlmask.config import ConfigError, to_settings
+from rlmask.log import read_metrics
+from rlmask.ppo import PPOConfig
+from rlmask.run import Interrupted, RunConfig, RunError, RunOptions
+from rlmask.types import Update
+from rlmask.vector import EnvError, Game, MaskError
+
+BATCH = 2 * 32
+UPDATES = 4
+
+
+def ppo(**settings):
+    """Settings of a run of four updates."""
+    small = dict(num_envs=2, num_steps=32, num_epochs=2, num_minibatches=2, hidden_sizes=(8, 8))
+    return PPOConfig(**{**small, "total_steps": UPDATES * BATCH, "device": "cpu", **settings})
+
+
+TAXI = ppo(env="Taxi-v4")
+CARTPOLE = ppo(env="CartPole-v1", normalize_obs=True, normalize_reward=True)
+ASYNC = ppo(env="Taxi-v4", vectorization="async")
+SIX = tuple(range(6))
+GAMES = (
+    Game(env_id="Taxi-v4", action_ids=SIX),
+    Game(env_id="FrozenLake-v1", action_ids=(6, 0, 1, 2)),
+)
+RUNS = {
+    "discrete": TAXI,
+    "vector, normalized": CARTPOLE,
+    "image": ppo(env=env_id("Grid"), activation="relu", shared_torso=True),
+    "several parts": ppo(env=env_id("Target"), target_kl=0.01),
+    "two games": ppo(games=GAMES, num_actions=8),
+    "native": ppo(env=env_id("CountersWithState"), vectorization="native"),
+}
+
+
+class Watch:
+    """A display that does something after an update, and keeps what it was told."""
+
+    def __init__(self, **actions):
+        self.actions = {int(name.removeprefix("after_")): do for name, do in actions.items()}
+        self.said, self.updates, self.stopped = [], 0, False
+
+    def start(self, run_dir, total_steps, env_steps):
+        self.first = env_steps
+
+    def update(self, env_steps, metrics):
+        self.updates += 1
+        self.actions.get(env_steps // BATCH, lambda: None)()
+
+    def say(self, text):
+        self.said.append(text)
+
+    def stop(self):
+        self.stopped = True
+
+
+def send(signum):
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def make(run_dir, settings=TAXI, **options):
+    options = {"eval_period": 2, "eval_episodes": 2, "checkpoint_seconds": 1e9, **options}
+    run.create(run_dir, RunConfig(algo="ppo", settings=settings, options=RunOptions(**options)))
+    return run_dir
+
+
+def interrupt(run_dir, update):
+    with pytest.raises(Interrupted):
+        run.train(run_dir, Watch(**{f"after_{update}": send(signal.SIGTERM)}))
+    assert read_metrics(run_dir)[-1]["update"] == update
+
+
+def train_in_process(run_dir):
+    """Go on with a run in a process of its own."""
+    command = [sys.executable, "-m", "rlmask.cli", "train", "--resume", str(run_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def leaves(tree, path=""):
+    """Return every leaf of a tree by its path, as bytes."""
+    if isinstance(tree, dict):
+        return {k: v for key in tree for k, v in leaves(tree[key], f"{path}/{key}").items()}
+    if isinstance(tree, list):
+        return {k: v for i, x in enumerate(tree) for k, v in leaves(x, f"{path}/{i}").items()}
+    if isinstance(tree, torch.Tensor):
+        tree = tree.numpy()
+    if isinstance(tree, np.ndarray):
+        return {path: (str(tree.dtype), tree.shape, tree.tobytes())}
+    return {path: repr(tree)}
+
+
+def result(run_dir):
+    """Return all that must be equal in two runs: the state at the end, and the metrics."""
+    state = leaves(checkpoint.load(run.checkpoints(run_dir)[-1]))
+    del state["/run/seconds"]
+    metrics = [
+        {k: v for k, v in record.items() if k != "seconds" and not k.startswith("speed/")}
+        for record in read_metrics(run_dir)
+    ]
+    return state, metrics
+
+
+def assert_equal(run_dir, reference):
+    state, metrics = result(run_dir)
+    expected_state, expected_metrics = result(reference)
+    assert metrics == expected_metrics
+    assert state.keys() == expected_state.keys()
+    different = [path for path in state if state[path] != expected_state[path]]
+    assert not different
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A Taxi run that nothing disturbed."""
+    run_dir = make(tmp_path_factory.mktemp("runs") / "reference")
+    run.train(run_dir, Watch())
+    return run_dir
+
+
+# what a run leaves
+
+
+def test_the_files_of_a_run(reference):
+    assert {path.name for path in reference.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "learning_curve.png",
+        "metrics.jsonl",
+        "result.json",
+        "tensorboard",
+        "versions.json",
+    }
+    assert [path.name for path in (reference / "checkpoints").iterdir()] == ["000004"]
+    records = read_metrics(reference)
+    assert [record["update"] for record in records] == [1, 2, 3, 4]
+    assert [record["env_steps"] for record in records] == [64, 128, 192, 256]
+    assert ["eval/mean_return" in record for record in records] == [False, True, False, True]
+
+
+def test_the_config_of_a_run_comes_back(reference):
+    config = run.read_config(reference)
+    assert config.algo == "ppo"
+    assert config.settings == TAXI
+    options = RunOptions(eval_period=2, eval_episodes=2, checkpoint_seconds=1e9)
+    assert config.options == options
+
+
+def test_the_result_is_the_last_evaluation(reference):
+    found = json.loads((reference / "result.json").read_text())
+    last = read_metrics(reference)[-1]
+    assert found == {name: last[f"eval/{name}"] for name in found}
+    assert found.keys() == {
+        "mean_return",
+        "standard_error",
+        "episodes",
+        "mean_length",
+        "invalid_actions",
+    }
+
+
+def test_the_result_of_one_episode_is_json(tmp_path):
+    run_dir = make(tmp_path / "run", ppo(env=env_id("Counter")), eval_episodes=1)
+    run.train(run_dir, Watch())
+    text = (run_dir / "result.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)  # called for NaN
+    assert found["standard_error"] is None
+
+
+def test_the_checkpoint_counts_env_steps_and_seconds(reference):
+    state = checkpoint.load(reference / "checkpoints" / "000004")
+    assert state["update"] == 4
+    assert state["run"]["env_steps"] == 256
+    assert state["run"]["seconds"] > 0
+
+
+def test_only_the_newest_two_checkpoints_stay(tmp_path):
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    run.train(run_dir, Watch())
+    assert [path.name for path in run.checkpoints(run_dir)] == ["000003", "000004"]
+    assert len(list((run_dir / "checkpoints").iterdir())) == 2
+
+
+def test_the_display_is_told(tmp_path, reference):
+    watch = Watch()
+    run.train(make(tmp_path / "run"), watch)
+    assert (watch.first, watch.updates, watch.stopped) == (0, UPDATES, True)
+
+
+# determinism
+
+
+def test_the_same_seed_is_the_same_run(tmp_path, reference):
+    run_dir = make(tmp_path / "run")
+    run.train(run_dir, Watch())
+    assert_equal(run_dir, reference)
+
+
+def test_another_seed_is_another_run(tmp_path, reference):
+    run_dir = make(tmp_path / "run", dataclasses.replace(TAXI, seed=1))
+    run.train(run_dir, Watch())
+    losses = [[r["loss/value"] for r in read_metrics(d)] for d in (run_dir, reference)]
+    assert all(loss != other for loss, other in zip(*losses, strict=True))
+
+
+def test_evaluations_and_checkpoints_do_not_change_the_training(tmp_path, reference):
+    run_dir = make(tmp_path / "run", eval_period=0, eval_episodes=3, checkpoint_seconds=0.0)
+    run.train(run_dir, Watch())
+    assert result(run_dir)[0] == result(reference)[0]
+
+
+# resume
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_resumed_run_is_equal_to_the_last_bit(tmp_path, name, at):
+    whole = make(tmp_path / "whole", RUNS[name])
+    run.train(whole, Watch())
+    halves = make(tmp_path / "halves", RUNS[name])
+    interrupt(halves, at)
+    watch = Watch()
+    run.train(halves, watch)
+    assert (watch.first, watch.updates) == (at * BATCH, UPDATES - at)
+    assert_equal(halves, whole)
+
+
+def test_a_run_resumed_after_every_update_is_equal(tmp_path, reference):
+    run_dir = make(tmp_path / "run")
+    for update in range(1, UPDATES):
+        interrupt(run_dir, update)
+    run.train(run_dir, Watch())
+    assert_equal(run_dir, reference)
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_another_process_is_equal(tmp_path, reference):
+    run_dir = make(tmp_path / "run")
+    interrupt(run_dir, 2)
+    train_in_process(run_dir)
+    assert_equal(run_dir, reference)
+
+
+@pytest.mark.slow
+def test_an_async_run_is_equal_to_a_sync_one_and_so_is_its_resume(tmp_path, reference):
+    run_dir = make(tmp_path / "run", ASYNC)
+    interrupt(run_dir, 2)
+    run.train(run_dir, Watch())
+    assert_equal(run_dir, reference)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rlmask import run
+
+class Display:
+    def start(self, run_dir, total_steps, env_steps): pass
+    def update(self, env_steps, metrics):
+        if env_steps >= int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def say(self, text): pass
+    def stop(self): pass
+
+run.train(Path(sys.argv[1]), Display())
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, reference):
+    run_dir = make(tmp_path / "run")
+    command = [sys.executable, "-c", KILLED, str(run_dir), str(2 * BATCH)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert run.checkpoints(run_dir) == []
+    watch = Watch()
+    run.train(run_dir, watch)
+    assert watch.first == 0
+    assert_equal(run_dir, reference)
+
+
+def test_a_run_that_broke_goes_on_from_its_last_checkpoint(tmp_path, reference):
+    def fail():
+        raise KeyError("a bug")
+
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    watch = Watch(after_3=fail)
+    with pytest.raises(KeyError):
+        run.train(run_dir, watch)
+    assert watch.stopped
+    watch = Watch()
+    run.train(run_dir, watch)
+    assert watch.first == 2 * BATCH
+    assert_equal(run_dir, reference)
+
+
+def test_a_complete_run_is_only_evaluated(tmp_path, reference):
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference, run_dir)
+    (run_dir / "result.json").unlink()
+    metrics = (run_dir / "metrics.jsonl").read_bytes()
+    watch = Watch()
+    evaluation = run.train(run_dir, watch)
+    assert (watch.first, watch.updates) == (UPDATES * BATCH, 0)
+    assert (run_dir / "metrics.jsonl").read_bytes() == metrics
+    assert (run_dir / "result.json").read_bytes() == (reference / "result.json").read_bytes()
+    assert json.loads((run_dir / "result.json").read_text()) == dataclasses.asdict(evaluation)
+    assert [path.name for path in run.checkpoints(run_dir)] == ["000004"]
+
+
+@pytest.mark.parametrize(
+    "field", [{"hidden_sizes": (16, 8)}, {"num_envs": 4}, {"env": "CartPole-v1"}]
+)
+def test_a_config_that_was_edited_beside_its_checkpoint_is_refused(tmp_path, field):
+    run_dir = make(tmp_path / "run")
+    interrupt(run_dir, 1)
+    changed = to_settings(dataclasses.replace(TAXI, **field))
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"algo": "ppo", **changed}))
+    with pytest.raises((ConfigError, RunError, CheckpointError)):
+        run.train(run_dir, Watch())
+
+
+# signals
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends_the_run(tmp_path, reference, signum, code):
+    before = signal.getsignal(signum)
+    run_dir = make(tmp_path / "run")
+    watch = Watch(after_2=send(signum))
+    with pytest.raises(Interrupted) as caught:
+        run.train(run_dir, watch)
+    assert caught.value.exit_code == code
+    assert watch.updates == 2
+    assert watch.stopped
+    assert [path.name for path in run.checkpoints(run_dir)] == ["000002"]
+    assert any(signal.Signals(signum).name in text for text in watch.said)
+    assert signal.getsignal(signum) == before
+    run.train(run_dir, Watch())
+    assert_equal(run_dir, reference)
+
+
+def test_a_signal_during_the_last_update_lets_the_run_end(tmp_path, reference):
+    run_dir = make(tmp_path / "run")
+    run.train(run_dir, Watch(after_4=send(signal.SIGTERM)))
+    assert_equal(run_dir, reference)
+
+
+def test_a_second_signal_exits_at_once(tmp_path, monkeypatch):
+    class Exited(BaseException):
+        pass
+
+    def leave(code):
+        raise Exited(code)
+
+    def twice():
+        send(signal.SIGTERM)()
+        send(signal.SIGINT)()
+
+    run_dir = make(tmp_path / "run")
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Exited) as caught:
+        run.train(run_dir, Watch(after_2=twice))
+    assert caught.value.args == (130,)
+    assert run.checkpoints(run_dir) == []
+
+
+SLOW_TAXI = """
+import os, time
+import gymnasium as gym
+from gymnasium.envs.toy_text.taxi import TaxiEnv
+
+class SlowTaxi(TaxiEnv):
+    def step(self, action):
+        time.sleep(float(os.environ.get("SLOW_TAXI_SECONDS", 0)))
+        return super().step(action)
+
+gym.register("SlowTaxi-v0", entry_point=SlowTaxi, max_episode_steps=200)
+"""
+
+
+@pytest.mark.slow
+def test_signals_to_a_process_of_the_command_line(tmp_path, monkeypatch):
+    # an update takes 0.6 s, so that the signal comes long before the last; no evaluation until then
+    (tmp_path / "slow_taxi.py").write_text(SLOW_TAXI)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ppo(env="slow_taxi:SlowTaxi-v0", total_steps=8 * BATCH)
+    whole = make(tmp_path / "whole", settings, eval_period=0)
+    run.train(whole, Watch())
+    slow = {**os.environ, "PYTHONPATH": str(tmp_path), "SLOW_TAXI_SECONDS": "0.01"}
+    processes = {}
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        run_dir = make(tmp_path / signum.name, settings, eval_period=0)
+        command = [sys.executable, "-m", "rlmask.cli", "train", "--resume", str(run_dir)]
+        processes[signum] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=slow
+        )
+    try:
+        for signum, process in processes.items():
+            while " of 512 steps" not in (line := process.stdout.readline()):
+                assert line, process.stderr.read()
+            process.send_signal(signum)
+        for signum, process in processes.items():
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 128 + signum
+            finishing = "finishing this update and saving; again to exit now"
+            assert errors == f"{signum.name}: {finishing}\n"
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+    for signum in processes:
+        (saved,) = run.checkpoints(tmp_path / signum.name)
+        assert 1 <= int(saved.name) < 8
+        run.train(tmp_path / signum.name, Watch())
+        assert_equal(tmp_path / signum.name, whole)
+
+
+# checkpoints that are not good
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A run that was interrupted after update 3, with checkpoints 2 and 3."""
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    interrupt(run_dir, 3)
+    return run_dir
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "envs.safetensors", "manifest.json"])
+def test_a_corrupt_checkpoint_falls_back_to_the_one_before(three, reference, name):
+    flip(three / "checkpoints" / "000003" / name)
+    watch = Watch()
+    run.train(three, watch)
+    assert watch.first == 2 * BATCH
+    (text,) = watch.said
+    assert "000003" in text
+    assert "trying the one before" in text
+    assert_equal(three, reference)
+    assert [path.name for path in run.checkpoints(three)] == ["000003", "000004"]
+    assert checkpoint.load(three / "checkpoints" / "000003")["update"] == 3
+
+
+def test_an_incomplete_checkpoint_falls_back_to_the_one_before(three, reference):
+    (three / "checkpoints" / "000003" / "optimizer.safetensors").unlink()
+    run.train(three, Watch())
+    assert_equal(three, reference)
+
+
+def test_without_a_good_checkpoint_nothing_is_lost_or_started_over(three):
+    metrics = (three / "metrics.jsonl").read_bytes()
+    for directory in run.checkpoints(three):
+        flip(directory / "network.safetensors")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is good"):
+        run.train(three, Watch())
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is good"):
+        run.load(three)
+    assert (three / "metrics.jsonl").read_bytes() == metrics
+    assert [path.name for path in run.checkpoints(three)] == ["000002", "000003"]
+
+
+@pytest.mark.parametrize("name", ["000002.bak", "000003 (copy)", "7z"])
+def test_a_copy_that_somebody_made_is_no_checkpoint(three, name):
+    shutil.copytree(three / "checkpoints" / "000002", three / "checkpoints" / name)
+    assert [path.name for path in run.checkpoints(three)] == ["000002", "000003"]
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("999999", "1000000", "000007"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    names = [path.name for path in run.checkpoints(tmp_path)]
+    assert names == ["000007", "999999", "1000000"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from here on the process changes nothing."""
+
+
+def kill_at(patch, step):
+    """Let this and every later change of the disk fail."""
+    steps = iter(range(1_000_000))
+
+    def wrap(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            if next(steps) < step:
+                return original(*args, **kwargs)
+            if name == "rmtree" and Path(args[0]).is_dir():
+                next(Path(args[0]).iterdir()).unlink()  # it had just begun
+            raise Killed
+
+        patch.setattr(owner, name, call)
+
+    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+        wrap(owner, name)
+
+
+def test_a_process_killed_at_any_step_of_a_save_can_go_on(tmp_path, monkeypatch):
+    def save(run_dir, number):
+        update = Update(
+            update=number,
+            env_steps=number,
+            metrics={},
+            episodes=[],
+            policy=lambda obs, action_mask: action_mask.int().argmax(-1),
+            capture=lambda: {"update": number, "network": {"x": torch.full((9,), number)}},
+        )
+        run.save(run_dir, update, {"seconds": 0.0})
+
+    for step in itertools.count():
+        run_dir = tmp_path / str(step)
+        run_dir.mkdir()
+        for number in (1, 2):
+            save(run_dir, number)
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            try:
+                save(run_dir, 3)
+                break
+            except Killed:
+                pass
+        said = []
+        state, at = run.newest_checkpoint(run_dir, said.append)
+        assert at in (2, 3)
+        assert state["network"]["x"].tolist() == [at] * 9
+        assert not said  # no half checkpoint was ever in sight
+        save(run_dir, 4)
+        save(run_dir, 5)
+        found = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+        assert found == ["000004", "000005"]  # nothing is left of the killed process
+    assert step > 7
+
+
+# run directories
+
+
+@pytest.mark.parametrize("what", ["run", "empty directory", "file"])
+def test_what_exists_is_not_overwritten(tmp_path, reference, what):
+    run_dir = tmp_path / "run"
+    if what == "run":
+        shutil.copytree(reference, run_dir)
+    elif what == "file":
+        run_dir.write_text("mine")
+    else:
+        run_dir.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(RunError, match=r"run exists; go on with it by `rlmask train --resume"):
+        make(run_dir)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (ppo(env="NoSuchEnv-v0"), EnvError),
+        (ppo(env="Taxi-v4", env_kwargs={"no_such": 1}), EnvError),
+        (ppo(env="Taxi-v4", mask_source="method"), MaskError),
+        (ppo(env="NoSuchEnv-v0", vectorization="native"), EnvError),
+        (ppo(env="Taxi-v4", vectorization="native"), EnvError),
+    ],
+)
+def test_a_run_that_cannot_be_leaves_no_directory(tmp_path, settings, error):
+    with pytest.raises(error):
+        make(tmp_path / "runs" / "run", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_leaves_no_run(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunError, match="No space left on device"):
+        make(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_training_with_the_earlier_checkpoint(tmp_path, monkeypatch, reference):
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    good = checkpoint.write_synced
+
+    def fill_disk():
+        def fail(path, data):
+            path.write_bytes(data[: len(data) // 2])
+            raise OSError(28, "No space left on device", str(path))
+
+        monkeypatch.setattr(checkpoint, "write_synced", fail)
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run.train(run_dir, Watch(after_3=fill_disk))
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] != []
+    monkeypatch.setattr(checkpoint, "write_synced", good)
+    watch = Watch()
+    run.train(run_dir, watch)
+    assert watch.first == 2 * BATCH
+    assert_equal(run_dir, reference)
+
+
+def test_a_run_that_another_process_trains_is_refused(three):
+    before = {path: path.stat().st_mtime_ns for path in three.rglob("*")}
+    with (three / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="is being trained by another process"):
+            run.train(three, Watch())
+    after = {path: path.stat().st_mtime_ns for path in three.rglob("*") if path.name != ".lock"}
+    assert after.items() <= before.items()
+    run.train(three, Watch())  # the lock went with its holder
+
+
+def test_the_lock_comes_before_a_look_at_the_checkpoints(three):
+    # else one that the other process is about to remove is reported as corrupt
+    flip(three / "checkpoints" / "000003" / "network.safetensors")
+    watch = Watch()
+    with (three / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="is being trained by another process"):
+            run.train(three, watch)
+    assert watch.said == []
+
+
+@pytest.mark.parametrize("function", [run.load, run.read_config, lambda d: run.train(d, Watch())])
+def test_a_directory_that_is_no_run_is_refused(tmp_path, function):
+    with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
+        function(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_config_does_not_hold_is_refused(tmp_path):
+    run_dir = make(tmp_path / "run")
+    path = run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("gamma:", "gama:"))
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: unknown key `gama`; did you mean `gamma`"
+    ):
+        run.train(run_dir, Watch())
+
+
+# the policy of a run
+
+
+def test_a_run_without_a_checkpoint_has_no_policy(tmp_path):
+    with pytest.raises(RunError, match="has no checkpoint yet"):
+        run.load(make(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_loaded_policy_takes_valid_actions_only(reference, greedy):
+    policy = run.load(reference, greedy=greedy)
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randint(500, (20_000,), generator=generator)
+    mask = torch.rand((20_000, 6), generator=generator) < 0.3
+    mask[torch.arange(20_000), torch.randint(6, (20_000,), generator=generator)] = True
+    action = policy(obs, mask)
+    assert mask.gather(1, action[:, None]).all()
+    assert len(action.unique()) == 6
+
+
+def test_the_draws_of_a_loaded_policy_come_from_the_seed(reference):
+    obs, mask = torch.arange(500), torch.ones(500, 6, dtype=torch.bool)
+    draws = [run.load(reference, greedy=False, seed=seed)(obs, mask).tolist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+
+
+def test_a_loaded_greedy_policy_gets_the_result_of_the_run(reference):
+    config = run.read_config(reference)
+    evaluation, _ = run.evaluate_games(config.settings, run.load(str(reference)), 2)
+    assert dataclasses.asdict(evaluation) == json.loads((reference / "result.json").read_text())
+
+
+def test_options_out_of_range_are_refused():
+    for options in ({"eval_period": -1}, {"eval_episodes": 0}, {"checkpoint_seconds": -math.inf}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            RunOptions(**options)
