@@ -22,7 +22,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from rlmask import __version__, run
+from rlmask import __version__, run, runs
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, convert, read_yaml, suggest, to_settings
 from rlmask.display import make_display
@@ -55,7 +55,7 @@ EXPECTED_ERRORS = (
     MaskError,
     SpaceError,
     VideoError,
-    run.RunError,
+    runs.RunError,
 )
 
 
@@ -98,7 +98,7 @@ def train(arguments: list[str]) -> None:
     print_evaluation(evaluation, "final evaluation, greedy")
     print(f"TensorBoard     tensorboard --logdir {run_dir / 'tensorboard'}")
     print(f"learning curve  {run_dir / 'learning_curve.png'}")
-    print(f"checkpoint      {run.checkpoints(run_dir)[-1]}")
+    print(f"checkpoint      {runs.checkpoints(run_dir)[-1]}")
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def create_run(arguments: list[str]) -> Path:
             "rlmask train wants a config, such as configs/ppo/taxi.yaml, or --resume RUN"
         )
     if path is None:
-        config = run.parse_config({"algo": "ppo", "env": "Taxi-v4"}, "defaults")
+        config = runs.parse_config({"algo": "ppo", "env": "Taxi-v4"}, "defaults")
     else:
-        config = run.parse_config(read_yaml(path), str(path))
+        config = runs.parse_config(read_yaml(path), str(path))
     flags = make_dataclass(
         "Train",
         [
             ("config", Positional[Path]),
             ("settings", Annotated[type(config.settings), arg(name="")]),
-            ("options", Annotated[run.RunOptions, arg(name="")]),
+            ("options", Annotated[runs.RunOptions, arg(name="")]),
             (
                 "run_dir",
                 Annotated[Path | None, arg(help="Where the run goes.")],
@@ -142,12 +142,12 @@ def create_run(arguments: list[str]) -> Path:
     chosen = parse(flags, "train", arguments, default)
     # flags are checked like the config they override: once more, in one place
     settings = {"algo": config.algo, **to_settings(chosen.settings), **to_settings(chosen.options)}
-    config = run.parse_config(settings, "command line")
+    config = runs.parse_config(settings, "command line")
     run_dir = chosen.run_dir
     if run_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         run_dir = Path("runs") / f"{chosen.config.stem}-{config.settings.seed}-{stamp}"
-    run.create(run_dir, config)
+    runs.create(run_dir, config)
     return run_dir
 
 
@@ -176,7 +176,7 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Eval, "eval", arguments)
     if options.episodes < 1:
         raise ConfigError(f"--episodes is {options.episodes}: it must be at least 1")
-    config = run.read_config(options.run)
+    config = runs.read_config(options.run)
     seed = config.settings.seed if options.seed is None else options.seed
     policy = run.load(options.run, greedy=not options.stochastic, seed=seed)
     evaluation, by_name = run.evaluate_games(

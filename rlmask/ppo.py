@@ -10,17 +10,24 @@ Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rlmask.networks import Activation, ActorCritic, actor_policy, flatten_parameters
+from rlmask.networks import (
+    Activation,
+    ActorCritic,
+    actor_policy,
+    choose_device,
+    flatten_parameters,
+)
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
     PPOLosses,
+    explained_variance,
     generalized_advantage_estimation,
     linear_schedule,
     masked_inverse_cdf,
@@ -28,7 +35,17 @@ from rlmask.ops import (
     set_debug,
     split_parts,
 )
-from rlmask.types import ActionSpec, Episode, ObsSpec, Policy, Rollout, Update, split, tree_map
+from rlmask.types import (
+    ActionSpec,
+    Episode,
+    ObsSpec,
+    Policy,
+    Rollout,
+    Update,
+    episode_metrics,
+    split,
+    tree_map,
+)
 from rlmask.vector import Game, MaskSource, VectorEnv, Vectorization, VectorStep, make_vector
 
 
@@ -254,7 +271,7 @@ def _train(
         metrics = {
             **episode_metrics(recent, game_names),
             **losses,
-            "loss/explained_variance": explained_variance(batch.value, batch.value_target),
+            "loss/explained_variance": explained_variance(batch.value, batch.value_target).item(),
             "mask/valid_fraction": batch.action_mask.float().mean().item(),
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
@@ -447,35 +464,3 @@ def mean_losses(rows: list[Tensor]) -> dict[str, float]:
     means = torch.stack(rows).mean(0).tolist()
     names = [*PPOLosses._fields, "grad_norm"]
     return {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
-
-
-def explained_variance(value: Tensor, value_target: Tensor) -> float:
-    """Return 1 - Var[G - V] / Var[G]: 1 is a perfect value network, 0 a constant one."""
-    return (1 - (value_target - value).var() / (value_target.var() + 1e-8)).item()
-
-
-def episode_metrics(recent: Iterable[Episode], games: Sequence[str]) -> dict[str, float]:
-    """Return mean return and length of the most recent episodes, by game if there are several."""
-    metrics = {}
-    for index, name in enumerate(games):
-        episodes = [episode for episode in recent if episode.game == index]
-        if episodes:
-            suffix = f"/{name}" if len(games) > 1 else ""
-            returns = [episode.episode_return for episode in episodes]
-            lengths = [episode.episode_length for episode in episodes]
-            metrics[f"rollout/episode_return{suffix}"] = sum(returns) / len(returns)
-            metrics[f"rollout/episode_length{suffix}"] = sum(lengths) / len(lengths)
-    return metrics
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ValueError: if `cuda` is asked for and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU; set it to cpu or auto")
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)

@@ -1,77 +1,30 @@
-"""The one driver: log, evaluate and checkpoint while `train` yields.
+"""The one driver: log, evaluate and checkpoint while `train` yields."""
 
-A run is a directory:
-
-    config.yaml          the algorithm and all of its settings
-    versions.json        rlmask, Python and packages, git commit, command line
-    metrics.jsonl        one line an update
-    tensorboard/         the same for TensorBoard
-    checkpoints/000042/  the newest two; see `rlmask.checkpoint`
-    learning_curve.png   return over env steps
-    result.json          the final evaluation
-"""
-
-import fcntl
 import json
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import yaml
-
-from rlmask import checkpoint, ppo
-from rlmask.checkpoint import CheckpointError
-from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
+from rlmask.checkpoint import write_synced
 from rlmask.evaluate import Evaluation, evaluate, summarize
-from rlmask.log import Log, plot_learning_curve, versions
-from rlmask.types import Policy, Update
-from rlmask.vector import join, make_vector
-
-# name in a config -> settings, trainer, and the policy of a checkpoint
-ALGORITHMS = {"ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy)}
-
-
-class RunError(ValueError):
-    """A run directory is missing, in use, or in the way."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What the driver does beside training; the result of the training does not depend on it."""
-
-    eval_period: int = 0
-    """Updates between two evaluations; 0: only at the end."""
-    eval_episodes: int = 100
-    """Greedy episodes of an evaluation, of each game."""
-    checkpoint_seconds: float = 30.0
-    """Seconds between two checkpoints; 0: one after every update."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: names the field and the remedy.
-        """
-        if self.eval_period < 0 or self.checkpoint_seconds < 0:
-            raise ValueError("eval_period and checkpoint_seconds must not be negative")
-        if self.eval_episodes < 1:
-            raise ValueError(f"eval_episodes is {self.eval_episodes}: it must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """All of a run: which algorithm, its settings, and the driver's."""
-
-    algo: str
-    settings: Any
-    options: RunOptions
+from rlmask.log import Log, plot_learning_curve
+from rlmask.runs import (
+    ALGORITHMS,
+    RunConfig,
+    RunError,
+    locked,
+    newest_checkpoint,
+    read_config,
+    save_checkpoint,
+)
+from rlmask.types import Policy
+from rlmask.vector import make_vector
 
 
 @runtime_checkable
@@ -93,60 +46,6 @@ class Display(Protocol):
     def stop(self) -> None:
         """Called at the end, whatever the reason."""
         ...
-
-
-def parse_config(settings: Mapping[str, Any], source: str) -> RunConfig:
-    """Return the config of a run from flat settings, `algo` among them.
-
-    Raises:
-        ConfigError: names the source, the key, and the remedy.
-    """
-    algo = settings.get("algo")
-    if algo not in ALGORITHMS:
-        known = ", ".join(ALGORITHMS)
-        raise ConfigError(f"{source}: algo is {algo!r}; set it to one of {known}")
-    cls = ALGORITHMS[algo][0]
-    option_names = {field.name for field in fields(RunOptions)}
-    names = {field.name for field in fields(cls)} | option_names
-    for key in settings:
-        if key != "algo" and key not in names:
-            raise ConfigError(f"{source}: unknown key `{key}`{suggest(key, sorted(names))}")
-    own = {k: v for k, v in settings.items() if k not in option_names and k != "algo"}
-    options = {k: v for k, v in settings.items() if k in option_names}
-    return RunConfig(
-        algo=algo,
-        settings=build(cls, own, source),
-        options=build(RunOptions, options, source),
-    )
-
-
-def create(run_dir: Path, config: RunConfig) -> None:
-    """Make a run directory with its config, whole or not at all.
-
-    Raises:
-        RunError: if there is something at that place already.
-        EnvError, SpaceError, MaskError: if its games cannot be played.
-    """
-    if run_dir.exists():
-        raise RunError(
-            f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
-            "or choose another --run-dir"
-        )
-    if config.settings.vectorization != "native":  # which would make all its envs for this
-        join(config.settings.all_games, config.settings.num_actions)
-    partial = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.partial")
-    settings = {"algo": config.algo, **to_settings(config.settings), **to_settings(config.options)}
-    try:
-        partial.mkdir(parents=True)
-        text = yaml.safe_dump(settings, sort_keys=False)
-        checkpoint.write_synced(partial / "config.yaml", text.encode())
-        checkpoint.write_synced(
-            partial / "versions.json", json.dumps(versions(), indent=1).encode()
-        )
-        partial.rename(run_dir)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"cannot make run directory {run_dir}: {error.strerror}") from error
 
 
 def train(run_dir: Path, display: Display) -> Evaluation:
@@ -198,7 +97,7 @@ def _train(
                 seconds = before + time.perf_counter() - start
                 run = {"seconds": seconds, "env_steps": update.env_steps}
                 log.flush()
-                save(run_dir, update, run)
+                save_checkpoint(run_dir, update, run)
                 saved_at = time.perf_counter()
             if stopping and not is_last:
                 raise Interrupted(stopping)
@@ -210,7 +109,7 @@ def _train(
         evaluation, _ = evaluate_games(settings, load(run_dir), options.eval_episodes)
     plot_learning_curve(run_dir)
     result = json.dumps(asdict(evaluation), indent=1)
-    checkpoint.write_synced(run_dir / "result.json", result.encode())
+    write_synced(run_dir / "result.json", result.encode())
     return evaluation
 
 
@@ -271,87 +170,6 @@ def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
         raise RunError(f"{run_dir} has no checkpoint yet; train it by `rlmask train --resume`")
     _, _, load_policy = ALGORITHMS[config.algo]
     return load_policy(config.settings, state, greedy=greedy, seed=seed)
-
-
-def read_config(run_dir: Path) -> RunConfig:
-    """Return the config of a run.
-
-    Raises:
-        RunError: if the directory is not a run.
-        ConfigError: if its config was edited into something that does not hold.
-    """
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise RunError(f"{run_dir} is not a run: it has no config.yaml")
-    return parse_config(read_yaml(path), str(path))
-
-
-def save(run_dir: Path, update: Update, run: Mapping[str, Any]) -> None:
-    """Write a checkpoint of a run and remove all but the newest two.
-
-    Raises:
-        CheckpointError: if it cannot be written; the earlier ones stay.
-    """
-    directory = run_dir / "checkpoints" / f"{update.update:06d}"
-    directory.parent.mkdir(exist_ok=True)
-    if directory.exists():  # it was corrupt, else this run would have begun after it
-        _remove(directory)
-    checkpoint.save(directory, {**update.capture(), "run": dict(run)})
-    for old in checkpoints(run_dir)[:-2]:
-        _remove(old)
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
-    found = (run_dir / "checkpoints").glob("[0-9]*")
-    return sorted(found, key=lambda path: int(path.name))
-
-
-def newest_checkpoint(
-    run_dir: Path, say: Callable[[str], None]
-) -> tuple[dict[str, Any] | None, int]:
-    """Return the state of the newest good checkpoint and its update; None and 0 if there is none.
-
-    Raises:
-        CheckpointError: if there are checkpoints, but none is good.
-    """
-    problems = []
-    for directory in reversed(checkpoints(run_dir)):
-        try:
-            state = checkpoint.load(directory)
-        except CheckpointError as error:
-            problems.append(error)
-            say(f"{error}; trying the one before")
-        else:
-            return state, state["update"]
-    if problems:
-        raise CheckpointError(
-            f"no checkpoint of {run_dir} is good; delete {run_dir / 'checkpoints'} to start over"
-        )
-    return None, 0
-
-
-def _remove(directory: Path) -> None:
-    doomed = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    directory.rename(doomed)  # at once, so that nobody sees half of it
-    shutil.rmtree(doomed)
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keep a second process from writing to the same run.
-
-    Raises:
-        RunError: if another process has the lock; the lock ends with its process, however that
-        dies.
-    """
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{run_dir} is being trained by another process") from error
-        yield
 
 
 class Interrupted(Exception):

@@ -165,11 +165,15 @@ class Grid(gym.Env):
 class Target(gym.Env):
     """Say the numbers of the observation, one a part; the reward is the share that is right.
 
-    About half of the numbers are valid, the right ones always. Eight steps.
+    About half of the numbers are valid, the right ones always; but of the part `empty` none is at
+    step `at`. Eight steps.
     """
 
-    def __init__(self, nvec=(3, 2, 4), start=0, layout="flat", where="info", binary=False):
+    def __init__(
+        self, nvec=(3, 2, 4), start=0, layout="flat", where="info", binary=False, empty=None, at=3
+    ):
         self.nvec, self.start = np.array(nvec), start
+        self.empty, self.at = empty, at
         box = spaces.Box(0, 1, (len(nvec),), np.float32)
         self.observation_space = observation_space(where, box, sum(nvec))
         if binary:
@@ -205,6 +209,8 @@ class Target(gym.Env):
         self.masks = [self.np_random.random(n) < 0.5 for n in self.nvec]
         for mask, number in zip(self.masks, self.target, strict=True):
             mask[number] = True
+        if self.empty is not None and self.t == self.at:
+            self.masks[self.empty][:] = False
 
     def report(self):
         return report(self.where, (self.target / self.nvec).astype(np.float32), self.mask())
@@ -476,14 +482,15 @@ class CountersWithState(Counters):
 class NativeSpaces(VectorEnv):
     """Shows samples of the given observation space, takes the given actions; two steps an episode.
 
-    The actions can be found in `taken`.
+    The actions can be found in `taken`. With a `mask`, it is the mask of all envs at all times.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     taken = []  # noqa: RUF012
 
-    def __init__(self, num_envs, observation=None, action=None):
+    def __init__(self, num_envs, observation=None, action=None, mask=None):
         self.num_envs = num_envs
+        self.info = {} if mask is None else {"action_mask": np.array(mask)}
         self.single_observation_space = spaces.Discrete(2) if observation is None else observation
         self.single_action_space = spaces.Discrete(3) if action is None else action
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -492,14 +499,14 @@ class NativeSpaces(VectorEnv):
     def reset(self, *, seed=None, options=None):
         self.observation_space.seed(seed)
         self.t = 0
-        return self.observation_space.sample(), {}
+        return self.observation_space.sample(), self.info
 
     def step(self, actions):
         if not self.action_space.contains(actions):
             raise ValueError(f"{actions!r} is not in {self.action_space}")
         self.taken.append(actions)
         self.t += 1
-        ended, info = np.full(self.num_envs, self.t % 2 == 0), {}
+        ended, info = np.full(self.num_envs, self.t % 2 == 0), dict(self.info)
         if ended.all():
             info["final_obs"] = np.empty(self.num_envs, object)
             final_obs = iterate(self.observation_space, self.observation_space.sample())

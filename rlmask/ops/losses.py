@@ -176,3 +176,10 @@ def masked_ppo_loss(
         clip_fraction=(excess.abs() > clip_range).float().mean(),
     )
     return losses, grad_logits.to(logits.dtype), grad_value
+
+
+def explained_variance(
+    value: Float[Tensor, "*batch"], value_target: Float[Tensor, "*batch"]
+) -> Float[Tensor, ""]:
+    """Return 1 - Var[G - V] / Var[G]: 1 is a perfect value network, 0 a constant one."""
+    return 1 - (value_target - value).var() / (value_target.var() + 1e-8)

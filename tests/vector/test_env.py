@@ -194,6 +194,24 @@ def test_tuple_and_flat_masks_of_multi_discrete_are_the_same(where, start):
     assert_same_runs(run("Target", where=where, layout=layout, start=start), expected)
 
 
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("layout", ["flat", "tuple"])
+def test_a_part_without_a_valid_action_is_an_error(layout, part):
+    vector = make("Target", empty=part, at=3, layout=layout)
+    _, mask = vector.reset()
+    _, (*_, last) = play(vector, mask, 2)
+    with pytest.raises(MaskError, match=f"step 3: part {part} has no valid action"):
+        play(vector, last.action_mask, 1)
+
+
+def test_a_part_of_a_final_state_may_be_empty():
+    vector = make("Target", empty=1, at=8)
+    _, (*_, last) = play(vector, vector.reset()[1], 8)
+    for final in last.final_action_mask:
+        parts = final.split((3, 2, 4))
+        assert [bool(part.any()) for part in parts] == [True, False, True]
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"binary": True, "nvec": (2, 2, 2)}])
 def test_each_part_of_the_action_reaches_its_part_of_the_env(kwargs):
     """Target's observation is target / nvec, so the right numbers can be read off it."""

@@ -327,3 +327,24 @@ def test_actions_come_to_the_env_in_its_own_terms(space, action, expected, monke
     vector.step(torch.tensor(action))
     (taken,) = NativeSpaces.taken
     assert taken.tolist() == expected
+
+
+PARTS = [[1, 0, 0, 1, 1], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]]  # of 3 and 2 actions
+
+
+def test_masks_of_several_parts_are_flat():
+    vector = make("NativeSpaces", action=spaces.MultiDiscrete([3, 2]), mask=PARTS)
+    _, mask = vector.reset()
+    expected = torch.tensor(PARTS).bool()
+    assert torch.equal(mask, expected)
+    for step in play(vector, mask, 4)[1]:
+        assert torch.equal(step.action_mask, expected)
+
+
+@pytest.mark.parametrize(("env", "part", "first", "last"), [(2, 0, 0, 3), (1, 1, 3, 5)])
+def test_a_part_without_a_valid_action_is_an_error(env, part, first, last):
+    masks = deepcopy(PARTS)
+    masks[env][first:last] = [0] * (last - first)
+    vector = make("NativeSpaces", action=spaces.MultiDiscrete([3, 2]), mask=masks)
+    with pytest.raises(MaskError, match=f"env {env}, .*part {part} has no valid action"):
+        vector.reset()
