@@ -237,9 +237,9 @@ FAULTY_MASKS = {
 class Malformed(gym.Env):
     """Four actions, obs (t, t); does what `fault` says at step `at`, 0 for reset, of each episode.
 
-    Faults: those of `FAULTY_MASKS`; `late`, a mask at that step only; `nan reward`, `inf reward`,
-    `obs shape`, `error`, `error with %`, `death`. `aliased` masks and observations are the same
-    arrays at every step. Episodes have 4 steps; obs and mask of the end are `fault` if `at` is 4.
+    Faults: those of `FAULTY_MASKS`; `late`, a mask at that step only; `nan reward`, `inf reward`;
+    `obs shape`, `nan obs`; `error`, `error with %`, `death`. Where they are `aliased`, masks and
+    observations are the same arrays at every step. Episodes have 4 steps.
     """
 
     def __init__(self, fault="none", at=2, where="info", aliased=False):
@@ -280,8 +280,9 @@ class Malformed(gym.Env):
         return obs, rewards.get(self.fault, 1.0), self.t == 4, False, info
 
     def report(self):
-        if self.t == self.at and self.fault == "obs shape":
-            return report(self.where, np.zeros(3, np.float32), self.mask())
+        wrong = {"obs shape": np.zeros(3, np.float32), "nan obs": np.full(2, np.nan, np.float32)}
+        if self.t == self.at and self.fault in wrong:
+            return report(self.where, wrong[self.fault], self.mask())
         if not self.aliased:
             self.obs = np.zeros(2, np.float32)
         self.obs[:] = self.t

@@ -69,6 +69,8 @@ def make_vector(
         EnvError, SpaceError, MaskError: as the envs give cause.
         ValueError: if `num_envs` is not a multiple of the number of games.
     """
+    if not games:
+        raise ValueError("games is empty: name at least one")
     if num_envs < 1 or num_envs % len(games):
         raise ValueError(
             f"num_envs is {num_envs}; {len(games)} games need a multiple of {len(games)}, so that "
@@ -77,7 +79,7 @@ def make_vector(
     if vectorization == "native":
         if len(games) > 1:
             raise EnvError("vectorization `native` takes one game; set it to `sync` for several")
-        return NativeVector(next(iter(games)), num_envs, seed, stream)
+        return NativeVector(next(iter(games)), num_envs, seed, stream, num_actions)
     spec = join(games, num_actions)
     make = partial(MaskedEnv, spec, seed=seed, stream=stream, enforce=enforce)
     if vectorization == "async":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.wrappers import RenderCollection
 
 from rlmask.ops import InvalidActionError
@@ -184,9 +185,10 @@ class MaskedEnv:
         )
 
     def _refuse(self, action: Any) -> None:
-        playable = self._parts > 1 or (
-            0 <= action < self._union_size and self._own_action[action] is not None
-        )
+        if self._parts > 1:
+            playable = all(0 <= part < n for part, n in zip(action, self._nvec, strict=True))
+        else:
+            playable = 0 <= action < self._union_size and self._own_action[action] is not None
         if self._enforce or not playable:
             raise InvalidActionError(
                 f"{self.where}: action {action} is invalid here; choose with the mask that came "
@@ -202,19 +204,30 @@ class MaskedEnv:
             space, strip = without_mask(space)
         own, convert = obs_spec(space)
         if own.kind == "discrete":
-            start = convert(0)  # 0 unless the space starts elsewhere
-            read = int if start + offset == 0 else lambda obs: int(obs) + start + offset
-            return read if strip is None else lambda obs: read(strip(obs))
+            n, shift = own.n, convert(0)  # 0 unless the space starts elsewhere
+
+            def read_index(obs: Any) -> int:
+                value = obs if strip is None else strip(obs)
+                try:
+                    index = value.__index__() + shift  # int() would round and unpack
+                except (AttributeError, TypeError):
+                    index = -1
+                if not 0 <= index < n:
+                    raise EnvError(f"{self.where}: the observation {value!r} is not in its space")
+                return index + offset
+
+            return read_index
+        shape = space.shape if isinstance(space, Box) else None  # else `convert` minds
         where = tuple(slice(n) for n in own.shape)
 
         def read_array(obs: Any) -> np.ndarray:
-            obs = convert(obs if strip is None else strip(obs))
-            if obs.shape != own.shape:
+            obs = obs if strip is None else strip(obs)
+            if shape is not None and np.shape(obs) != shape:
                 raise EnvError(
-                    f"{self.where}: the observation has shape {obs.shape}, its space {own.shape}"
+                    f"{self.where}: the observation has shape {np.shape(obs)}, its space {shape}"
                 )
             padded = np.zeros(self.spec.obs.shape, own.dtype)
-            padded[where] = obs
+            padded[where] = convert(obs)
             if own.dtype == "float32" and not np.isfinite(padded).all():
                 raise EnvError(f"{self.where}: the observation is not finite: {obs}")
             return padded

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlmask.types import ActionSpec, ObsSpec
-from rlmask.vector.mask import MaskSource, Where, find_mask_source, has_method
+from rlmask.vector.mask import MaskSource, Where, resolve_source
 from rlmask.vector.spaces import (
     EnvError,
     SpaceError,
@@ -63,20 +63,9 @@ def probe(game: Game) -> tuple[Game, ObsSpec, ActionSpec]:
     env = make_env(game.env_id, dict(game.env_kwargs))
     try:
         obs, info = env.reset(seed=0)
-        found = find_mask_source(env, obs, info)
-        source = found if game.mask_source == "auto" else game.mask_source
-        missing = (
-            (source == "info" and "action_mask" not in info)
-            or (source == "obs" and not (isinstance(obs, Mapping) and "action_mask" in obs))
-            or (source == "method" and not has_method(env, "action_masks"))
-        )
-        if missing:
-            raise Where(game.env_id).error(
-                f"no mask in `{source}`",
-                f"Set mask_source to `{found}`, where this env has its mask, or to `auto`"
-                if found != "none"
-                else "Set mask_source to `none` if every action is always valid",
-            )
+        has_method = env.has_wrapper_attr("action_masks")
+        where = Where(game.env_id)
+        source = resolve_source(game.mask_source, obs, info, has_method, where)
         space = env.observation_space
         if source == "obs":
             space, _ = without_mask(space)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import gymnasium as gym
 import numpy as np
 
 MaskSource = Literal["auto", "info", "obs", "method", "none"]
@@ -41,20 +40,35 @@ class Where:
         return MaskError(f"{self}: {problem}. {fix}.")
 
 
-def find_mask_source(env: gym.Env, obs: Any, info: Mapping[str, Any]) -> MaskSource:
-    """Return where an env that was just reset keeps its mask, `none` if nowhere."""
+def resolve_source(
+    wanted: MaskSource, obs: Any, info: Mapping[str, Any], has_method: bool, where: Where
+) -> MaskSource:
+    """Return where an env that was just reset keeps its mask.
+
+    Args:
+        wanted: `auto`, or the only source that will do.
+        has_method: whether the env has a method `action_masks`.
+
+    Raises:
+        MaskError: if the mask is not where it is wanted; names where it is.
+    """
+    present: list[MaskSource] = []
     if "action_mask" in info:
-        return "info"
+        present.append("info")
     if isinstance(obs, Mapping) and "action_mask" in obs:
-        return "obs"
-    if has_method(env, "action_masks"):
-        return "method"
-    return "none"
-
-
-def has_method(env: gym.Env, name: str) -> bool:
-    """Whether the env or one of its wrappers has a method of that name."""
-    return env.has_wrapper_attr(name) and callable(env.get_wrapper_attr(name))
+        present.append("obs")
+    if has_method:
+        present.append("method")
+    found: MaskSource = present[0] if present else "none"
+    if wanted == "auto" or wanted in (present or ["none"]):
+        return found if wanted == "auto" else wanted
+    if wanted == "none":
+        raise where.error(
+            f"the env has a mask in `{found}`, which `none` would ignore",
+            f"Set mask_source to `{found}` or `auto`",
+        )
+    consequence = ", if every action is always valid" if found == "none" else " or `auto`"
+    raise where.error(f"no mask in `{wanted}`", f"Set mask_source to `{found}`{consequence}")
 
 
 def canonical_mask(mask: Any, nvec: tuple[int, ...], source: str, where: Where) -> bytes:
@@ -82,7 +96,7 @@ def canonical_mask(mask: Any, nvec: tuple[int, ...], source: str, where: Where) 
         and not any(hasattr(m, "__len__") for m in mask)
     ):
         mask = np.asarray(mask)
-    if not isinstance(mask, np.ndarray):
+    if not isinstance(mask, np.ndarray) or isinstance(mask, np.ma.MaskedArray):
         problem = f"the mask is a {type(mask).__name__}, not an array"
         raise where.error(problem, "Return np.array(mask, dtype=bool)")
     if mask.shape != (num_actions,):

@@ -1,20 +1,31 @@
 """Envs that are vector envs themselves (`vector_entry_point`): one call steps all of them."""
 
+import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import iterate
 from torch import Tensor
 
 from rlmask.types import Episode
 from rlmask.vector.env import episode_seed
 from rlmask.vector.games import Game, VectorSpec
-from rlmask.vector.mask import Where, check_not_empty
-from rlmask.vector.spaces import EnvError, action_spec, explain_make, obs_spec, without_mask
+from rlmask.vector.mask import Where, check_not_empty, resolve_source
+from rlmask.vector.spaces import (
+    EnvError,
+    SpaceError,
+    action_spec,
+    explain_make,
+    obs_spec,
+    without_mask,
+)
 from rlmask.vector.vectorize import ReplayWarning, VectorStep
 
 
@@ -30,64 +41,60 @@ class NativeVector:
         EnvError: if it cannot be made, or resets itself in another mode.
     """
 
-    def __init__(self, game: Game, num_envs: int, seed: int, stream: int) -> None:
-        kwargs = dict(game.env_kwargs)
-        with explain_make(game.env_id):
-            if gym.spec(game.env_id).vector_entry_point is None:
-                raise EnvError(
-                    f"{game.env_id} has no vector env of its own; set vectorization to `sync`"
-                )
-            self._envs: Any = gym.make_vec(
-                game.env_id, num_envs, vectorization_mode="vector_entry_point", **kwargs
-            )
-        mode = self._envs.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.SAME_STEP:
-            raise EnvError(
-                f"{game.env_id} resets itself in mode {getattr(mode, 'value', mode)}, which puts a "
-                "dead step after every episode; ask for SameStep in env_kwargs if it can, or set "
-                "vectorization to `sync`"
-            )
+    def __init__(
+        self, game: Game, num_envs: int, seed: int, stream: int, num_actions: int | None = None
+    ) -> None:
+        self._envs = make_native(game, num_envs)
         self.num_envs = num_envs
         self._seed, self._stream, self._resets = seed, stream, 0
         self._where = Where(game.env_id)
         obs, info = self._envs.reset(seed=episode_seed(seed, stream, 0, 0))
-        self._source = self._find(obs, info) if game.mask_source == "auto" else game.mask_source
-        space: gym.Space = self._envs.single_observation_space
-        self._strip = None
-        if self._source == "obs":
+        has_method = hasattr(self._envs, "action_masks")
+        source = resolve_source(game.mask_source, obs, info, has_method, self._where)
+        self._source = source
+        space, batch_space = self._envs.single_observation_space, self._envs.observation_space
+        self._strip: Callable[[Any], Any] = lambda obs: obs
+        if source == "obs":
             space, self._strip = without_mask(space)
+            batch_space, _ = without_mask(batch_space)
         own_obs, self._to_obs = obs_spec(space)
-        self._discrete = own_obs.kind == "discrete"
+        self._batch_space = batch_space
         own_action, self._to_action = action_spec(self._envs.single_action_space)
+        if game.action_ids is not None or num_actions not in (None, own_action.num_actions):
+            raise SpaceError(
+                f"{game.env_id}: a native vector env has the actions it has, "
+                f"{own_action.num_actions}; set vectorization to `sync` for action_ids or a union"
+            )
         self.spec = VectorSpec(
             obs=own_obs,
             action=own_action,
-            games=(Game(env_id=game.env_id, env_kwargs=kwargs, mask_source=self._source),),
+            games=(replace(game, mask_source=source),),
             obs_offsets=(0,),
         )
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
-        self._mask = np.zeros((num_envs, own_action.num_actions), bool)
 
     def reset(self) -> tuple[Tensor, Tensor]:
         """Start an episode in every env; return obs [N, *obs] and mask [N, A]."""
         self._resets += 1
         obs, info = self._envs.reset(seed=episode_seed(self._seed, self._stream, 0, self._resets))
         self._returns[:], self._lengths[:] = 0, 0
-        self._mask = self._masks(obs, info)
-        return self._obs(obs), torch.from_numpy(self._mask)
+        return self._read_obs(obs), torch.from_numpy(self._read_masks(obs, info))
 
     def step(self, action: Tensor) -> VectorStep:
         """Take one action [N, *parts] in every env. The env itself refuses an invalid one."""
-        own = self._to_action(action.numpy())
+        own = np.stack([np.asarray(self._to_action(a)) for a in action.tolist()])
         obs, reward, terminated, truncated, info = self._envs.step(own)
         self._where.step += 1
+        reward = np.array(reward, np.float32)
         if not np.isfinite(reward).all():
-            raise EnvError(f"{self._where}: a reward is not finite; it would destroy the network")
+            self._where.index = int((~np.isfinite(reward)).argmax())
+            value = reward[self._where.index]
+            raise EnvError(f"{self._where}: the reward is {value}; it would destroy the network")
         self._returns += reward
         self._lengths += 1
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         ended = np.flatnonzero(terminated | truncated)
-        self._mask = self._masks(obs, info)
         final_obs, final_mask = self._final(ended, info)
         episodes = [
             Episode(
@@ -99,11 +106,11 @@ class NativeVector:
         ]
         self._returns[ended], self._lengths[ended] = 0, 0
         return VectorStep(
-            obs=self._obs(obs),
-            action_mask=torch.from_numpy(self._mask),
-            reward=torch.from_numpy(np.asarray(reward, np.float32)),
-            terminated=torch.from_numpy(np.array(terminated, bool)),
-            truncated=torch.from_numpy(np.array(truncated, bool)),
+            obs=self._read_obs(obs),
+            action_mask=torch.from_numpy(self._read_masks(obs, info)),
+            reward=torch.from_numpy(reward),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
             ended=torch.from_numpy(ended),
             final_obs=final_obs,
             final_action_mask=final_mask,
@@ -135,34 +142,32 @@ class NativeVector:
             return self.reset()
         obs, info = self._envs.unwrapped.restore_state(state["env"])
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
-        self._mask = self._masks(obs, info)
-        return self._obs(obs), torch.from_numpy(self._mask)
+        return self._read_obs(obs), torch.from_numpy(self._read_masks(obs, info))
 
     def close(self) -> None:
         """Close the envs."""
         self._envs.close()
 
-    def _find(self, obs: Any, info: Mapping[str, Any]) -> Any:
-        if "action_mask" in info:
-            return "info"
-        if isinstance(obs, Mapping) and "action_mask" in obs:
-            return "obs"
-        return "method" if hasattr(self._envs, "action_masks") else "none"
+    def _read_obs(self, obs: Any) -> Tensor:
+        spec, obs = self.spec.obs, self._strip(obs)
+        if spec.kind == "vector" and isinstance(self._batch_space, spaces.Box):
+            rows = obs.reshape(self.num_envs, -1)  # a Box: nothing to convert row by row
+        else:
+            rows = [self._to_obs(one) for one in iterate(self._batch_space, obs)]
+        return self._obs_rows(rows)
 
-    def _obs(self, obs: Any) -> Tensor:
-        if self._strip is not None:
-            obs = self._strip(obs)
+    def _obs_rows(self, rows: Any) -> Tensor:
         spec = self.spec.obs
-        if self._discrete:
-            start = int(self._envs.single_observation_space.start)
-            return torch.from_numpy(np.array(obs, np.int64) - start)
-        rows = [self._to_obs(one) for one in obs] if spec.kind == "image" else obs
-        return torch.from_numpy(np.array(rows, spec.dtype).reshape(self.num_envs, *spec.shape))
+        array = np.array(rows, spec.dtype).reshape(-1, *spec.shape)  # a copy
+        if spec.dtype == "float32" and not np.isfinite(array).all():
+            raise EnvError(f"{self._where}: an observation is not finite")
+        return torch.from_numpy(array)
 
-    def _masks(self, obs: Any, info: Mapping[str, Any]) -> np.ndarray:
+    def _read_masks(self, obs: Any, info: Mapping[str, Any]) -> np.ndarray:
         """Return checked masks [N, A] of states in which the episode goes on."""
+        nvec = self.spec.action.nvec
         if self._source == "none":
-            return np.ones((self.num_envs, self.spec.action.num_actions), bool)
+            return np.ones((self.num_envs, sum(nvec)), bool)
         if self._source == "method":
             raw = self._envs.action_masks()
         else:
@@ -171,46 +176,71 @@ class NativeVector:
         if self._source == "info" and reported is not None and not np.all(reported):
             raise self._where.error("not every env reports a mask", "Give one for all of them")
         masks = self._checked(raw, self.num_envs)
-        if not masks.any(-1).all() or len(self.spec.action.nvec) > 1:
+        if len(nvec) > 1 or not masks.any(-1).all():
             for index, row in enumerate(masks):
                 self._where.index = index
-                check_not_empty(row.tobytes(), self.spec.action.nvec, self._where)
+                check_not_empty(row.tobytes(), nvec, self._where)
         return masks
 
     def _checked(self, raw: Any, rows: int) -> np.ndarray:
         shape = (rows, self.spec.action.num_actions)
         fix = f"Return a bool array of shape {shape}"
         if not isinstance(raw, np.ndarray) or raw.shape != shape or raw.dtype.kind not in "biu":
-            found = (
-                f"{raw.dtype} {raw.shape}" if isinstance(raw, np.ndarray) else type(raw).__name__
-            )
+            is_array = isinstance(raw, np.ndarray)
+            found = f"{raw.dtype} {raw.shape}" if is_array else type(raw).__name__
             raise self._where.error(f"the masks are {found}", fix)
         valid = raw == 1
-        if not (valid | (raw == 0)).all():
+        wrong = ~(valid | (raw == 0))
+        if wrong.any():
+            self._where.index = int(wrong.any(-1).argmax())
             raise self._where.error("a mask holds something else than 0 and 1", fix)
         return valid
 
     def _final(self, ended: np.ndarray, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        spec = self.spec
-        final_obs = torch.zeros((len(ended), *spec.obs.shape), dtype=spec.obs.torch_dtype)
-        final_mask = torch.zeros((len(ended), spec.action.num_actions), dtype=torch.bool)
+        """Return the true successors of the ended steps, and their masks if there are any."""
+        masks = np.zeros((len(ended), self.spec.action.num_actions), bool)
         if not len(ended):
-            return final_obs, final_mask
+            return self._obs_rows([]), torch.from_numpy(masks)
         if "final_obs" not in info:
-            raise EnvError(f"{self._where.env_id} ended an episode without info['final_obs']")
+            raise EnvError(f"{self._where}: an episode ended without info['final_obs']")
         finals = info["final_obs"]
-        if isinstance(finals, Mapping):
-            rows = [{key: value[i] for key, value in finals.items()} for i in ended]
+        if isinstance(finals, np.ndarray) and finals.dtype == object:
+            finals = [finals[i] for i in ended]
         else:
-            rows = [finals[i] for i in ended]
+            batch = list(iterate(self._envs.observation_space, finals))
+            finals = [batch[i] for i in ended]
         if self._source == "obs":
-            raw = np.stack([row["action_mask"] for row in rows])
-            final_mask = torch.from_numpy(self._checked(raw, len(ended)))
-            rows = [self._strip(row) for row in rows] if self._strip else rows
+            masks = self._checked(np.stack([one["action_mask"] for one in finals]), len(ended))
         elif self._source == "info" and "action_mask" in info.get("final_info", {}):
-            raw = np.asarray(info["final_info"]["action_mask"])[ended]
-            final_mask = torch.from_numpy(self._checked(raw, len(ended)))
+            masks = self._checked(np.asarray(info["final_info"]["action_mask"])[ended], len(ended))
         elif self._source == "none":
-            final_mask[:] = True
-        converted = np.array([self._to_obs(row) for row in rows], spec.obs.dtype)
-        return torch.from_numpy(converted.reshape(final_obs.shape)), final_mask
+            masks[:] = True
+        rows = [self._to_obs(self._strip(one)) for one in finals]
+        return self._obs_rows(rows), torch.from_numpy(masks)
+
+
+def make_native(game: Game, num_envs: int) -> Any:
+    """Make the vector env of a game.
+
+    Raises:
+        EnvError: if it cannot be made, has none of its own, or resets itself in another mode.
+    """
+    module, _, name = game.env_id.rpartition(":")
+    with explain_make(game.env_id):
+        if module:
+            importlib.import_module(module)
+        if gym.spec(name).vector_entry_point is None:
+            raise EnvError(
+                f"{game.env_id} has no vector env of its own; set vectorization to `sync`"
+            )
+        envs = gym.make_vec(
+            name, num_envs, vectorization_mode="vector_entry_point", **dict(game.env_kwargs)
+        )
+    mode = envs.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.SAME_STEP:
+        raise EnvError(
+            f"{game.env_id} resets itself in mode {getattr(mode, 'value', mode)}, which puts a "
+            "dead step after every episode; ask for SameStep in env_kwargs if it can, or set "
+            "vectorization to `sync`"
+        )
+    return envs

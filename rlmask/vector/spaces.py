@@ -41,7 +41,7 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
                 obs, 0, -1
             )
         return ObsSpec(kind="image", shape=space.shape, dtype=dtype), np.asarray
-    if not space.is_np_flattenable:
+    if not space.is_np_flattenable or isinstance(space, spaces.Text):
         raise SpaceError(f"observations of {space} have no fixed size; wrap the env to give a Box")
     flat = spaces.flatten_space(space)
     if not isinstance(flat, spaces.Box):

@@ -432,6 +432,15 @@ def test_an_observation_of_another_shape_is_an_error(at):
             env.step(0)
 
 
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_an_observation_that_is_no_number_is_an_error(at):
+    env = make_env("Malformed", fault="nan obs", at=at)
+    with pytest.raises(EnvError, match=f"step {at}: the observation is not finite"):
+        env.reset()
+        for _ in range(4):
+            env.step(0)
+
+
 WRONG_OBS = {
     "vector": (spaces.Box(0, 1, (4,)), np.zeros((1, 4))),
     "matrix": (spaces.Box(0, 1, (2, 3)), np.zeros((3, 2))),

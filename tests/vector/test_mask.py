@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rlmask.vector import MASK_SOURCES, Game, MaskedEnv, MaskError, join
-from rlmask.vector.mask import Where, canonical_mask, check_not_empty, find_mask_source
+from rlmask.vector.mask import Where, canonical_mask, check_not_empty, resolve_source
 
 TESTS = Path(__file__).parents[1]
 WHERE = Where("Game-v0", index=3, episode=2, step=7)
@@ -268,7 +268,9 @@ PLACES = ("info", "obs", "method")  # in the order of detection
 def test_auto_takes_info_then_obs_then_method_then_none(first):
     env = gym.make(env_id("Spaces"), masks=PLACES[first:], disable_env_checker=True)
     obs, info = env.reset(seed=0)
-    assert find_mask_source(env, obs, info) == (*PLACES, "none")[first]
+    has_method = env.has_wrapper_attr("action_masks")
+    source = resolve_source("auto", obs, info, has_method, WHERE)
+    assert source == (*PLACES, "none")[first]
 
 
 @pytest.mark.parametrize("source", PLACES)

@@ -150,13 +150,15 @@ def test_a_restored_run_goes_on_to_the_last_bit():
     assert not (last.terminated | last.truncated).all()  # in the middle of an episode
     state = vector.capture()
     actions, steps = play(vector, last.action_mask, 300, seed=1)
+    for twin in (make("CountersWithState"), vector):  # a state can be used again
+        obs, mask = twin.restore(state)
+        assert_close(obs, last.obs, rtol=0, atol=0)
+        assert_close(mask, last.action_mask, rtol=0, atol=0)
+        its_actions, its_steps = play(twin, mask, 300, seed=1)
+        assert_close(its_actions, actions, rtol=0, atol=0)
+        assert_same_steps(its_steps, steps)
     twin = make("CountersWithState")
-    obs, mask = twin.restore(state)
-    assert_close(obs, last.obs, rtol=0, atol=0)
-    assert_close(mask, last.action_mask, rtol=0, atol=0)
-    its_actions, its_steps = play(twin, mask, 300, seed=1)
-    assert_close(its_actions, actions, rtol=0, atol=0)
-    assert_same_steps(its_steps, steps)
+    twin.restore(state)
     assert torch.equal(vector.reset()[0], twin.reset()[0])
 
 
