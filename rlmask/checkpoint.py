@@ -47,7 +47,10 @@ def save(directory: Path, state: Mapping[str, Any]) -> None:
     if directory.exists():
         raise FileExistsError(f"checkpoint {directory} exists")
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    tree = {str(key): _pack(value, str(key), "", parts) for key, value in state.items()}
+    for key in state:
+        if not isinstance(key, str) or not key.isidentifier():
+            raise TypeError(f"the state has the key {key!r}; each is the name of a file")
+    tree = {key: _pack(value, key, "", parts) for key, value in state.items()}
     temporary = directory.with_name(f".{directory.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -109,7 +112,14 @@ def load(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {directory} is incomplete: {error.strerror} ({error.filename})"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"checkpoint {directory} is corrupt: {error}") from error
@@ -139,22 +149,34 @@ def _sha256(data: bytes) -> str:
 def _pack(value: Any, part: str, path: str, parts: dict[str, dict[str, torch.Tensor]]) -> Any:
     """Move the tensors of a tree into their part; return the tree with names in their place."""
     if isinstance(value, Mapping):
-        return {str(key): _pack(v, part, f"{path}/{key}", parts) for key, v in value.items()}
+        for key in value:
+            if not isinstance(key, str) or key.startswith("$"):
+                raise TypeError(f"{part}{path} has the key {key!r}; keys are text without a $")
+        return {key: _pack(v, part, f"{path}/{_escape(key)}", parts) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [_pack(item, part, f"{path}/{i}", parts) for i, item in enumerate(value)]
     if isinstance(value, torch.Tensor | np.ndarray):
-        is_array = isinstance(value, np.ndarray)
-        tensor = torch.from_numpy(np.ascontiguousarray(value)) if is_array else value
         name = path or "/"
         # a copy of its own: safetensors refuses views that share memory
-        stored = tensor.detach().cpu().contiguous().clone()
-        parts.setdefault(part, {})[name] = stored.reshape(value.shape)
-        return {_ARRAY if is_array else _TENSOR: [part, name]}
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "biuf":
+                raise TypeError(f"{part}{path} is an array of {value.dtype}")
+            stored, key = torch.from_numpy(value.copy()), _ARRAY
+        else:
+            if value.is_complex():
+                raise TypeError(f"{part}{path} is a tensor of {value.dtype}")
+            stored, key = value.detach().cpu().clone(), _TENSOR
+        parts.setdefault(part, {})[name] = stored.contiguous()
+        return {key: [part, name]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.bool_ | np.integer | np.floating):
         return value.item()
     raise TypeError(f"{part}{path} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def _escape(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")  # as JSON pointers do (RFC 6901)
 
 
 def _unpack(tree: Any, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:

@@ -34,8 +34,8 @@ class Log:
         partial.write_text("".join(kept))
         partial.replace(self._path)
         self._file = self._path.open("a")
-        purge = last_step + 1 if at else None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        # tells TensorBoard to forget what an earlier process wrote after this step
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=last_step + 1)
 
     def __enter__(self) -> "Log":
         return self
@@ -65,7 +65,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the records of a run's metrics.jsonl; a last line that was cut short is left out."""
     path = run_dir / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

@@ -46,7 +46,15 @@ from rlmask.types import (
     split,
     tree_map,
 )
-from rlmask.vector import Game, MaskSource, VectorEnv, Vectorization, VectorStep, make_vector
+from rlmask.vector import (
+    Game,
+    MaskSource,
+    VectorEnv,
+    Vectorization,
+    VectorStep,
+    game_names,
+    make_vector,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +228,7 @@ def _train(
     optimizer = torch.optim.Adam([weights], lr=config.learning_rate, eps=1e-5, fused=True)
     scaler = RewardScaler(config.num_envs, config.gamma)
     recent: deque[Episode] = deque(maxlen=100)
-    game_names = [game.env_id for game in config.all_games]
+    names = game_names(config.all_games)
     first_update = 0
     if resume is None:
         obs, action_mask = envs.reset()
@@ -269,7 +277,7 @@ def _train(
         scaler.observe(rollout.reward, ended)
 
         metrics = {
-            **episode_metrics(recent, game_names),
+            **episode_metrics(recent, names),
             **losses,
             "loss/explained_variance": explained_variance(batch.value, batch.value_target).item(),
             "mask/valid_fraction": batch.action_mask.float().mean().item(),

@@ -24,7 +24,7 @@ from rlmask.runs import (
     save_checkpoint,
 )
 from rlmask.types import Policy
-from rlmask.vector import make_vector
+from rlmask.vector import game_names, make_vector
 
 
 @runtime_checkable
@@ -144,10 +144,10 @@ def evaluate_games(
     finally:
         envs.close()
     by_name = {}
-    for index, game in enumerate(games):
+    for index, name in enumerate(game_names(games)):
         figures = summarize([episode for episode in episodes if episode.game == index])
-        suffix = f"/{game.env_id}" if len(games) > 1 else ""
-        by_name.update({f"eval/{name}{suffix}": value for name, value in asdict(figures).items()})
+        suffix = f"/{name}" if len(games) > 1 else ""
+        by_name.update({f"eval/{key}{suffix}": value for key, value in asdict(figures).items()})
     return summarize(episodes), by_name
 
 

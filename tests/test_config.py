@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlmask import run
+from rlmask import runs
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.ppo import PPOConfig
 from rlmask.vector import Game
@@ -285,14 +285,14 @@ def test_ppo_settings_come_back_from_yaml(config):
 def test_settings_that_cannot_be_are_refused(settings, words):
     env = {} if not settings or "games" in settings else {"env": "Taxi-v4"}
     with pytest.raises(ConfigError) as caught:
-        run.parse_config({"algo": "ppo", **env, **settings}, "some.yaml")
+        runs.parse_config({"algo": "ppo", **env, **settings}, "some.yaml")
     assert str(caught.value).startswith("some.yaml: ")
     assert words in str(caught.value)
 
 
 def test_a_config_says_what_algorithm_it_is_for():
     with pytest.raises(ConfigError, match=r"some\.yaml: algo is None"):
-        run.parse_config({"env": "Taxi-v4"}, "some.yaml")
+        runs.parse_config({"env": "Taxi-v4"}, "some.yaml")
 
 
 def test_derived_values():
@@ -305,7 +305,7 @@ def test_derived_values():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_configs_of_the_repository_hold(path):
     settings = read_yaml(path)
-    config = run.parse_config(settings, str(path))
+    config = runs.parse_config(settings, str(path))
     assert config.algo == path.parent.name
     defaults = to_settings(type(config.settings)(env=config.settings.env))
     repeated = {key for key, value in settings.items() if defaults.get(key, ...) == value}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlmask.vector.check import Finding, check_env, list_envs
 from rlmask.vector.env import MaskedEnv, episode_seed
-from rlmask.vector.games import Game, VectorSpec, join, probe
+from rlmask.vector.games import Game, VectorSpec, game_names, join, probe
 from rlmask.vector.mask import MASK_SOURCES, MaskError, MaskSource
 from rlmask.vector.native import NativeVector
 from rlmask.vector.spaces import EnvError, SpaceError
@@ -106,6 +106,7 @@ __all__ = [
     "Vectorization",
     "check_env",
     "episode_seed",
+    "game_names",
     "join",
     "list_envs",
     "make_vector",

@@ -1,6 +1,6 @@
 """Games, and what several of them have in common: one observation, one union of actions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,12 @@ class Game:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     action_ids: tuple[int, ...] | None = None
     mask_source: MaskSource = "auto"
+
+
+def game_names(games: Sequence[Game]) -> list[str]:
+    """Return a name for each game: its id, with its place behind it if another has the same."""
+    ids = [game.env_id for game in games]
+    return [f"{name}-{i}" if ids.count(name) > 1 else name for i, name in enumerate(ids)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class NativeVector:
             space, self._strip = without_mask(space)
             batch_space, _ = without_mask(batch_space)
         own_obs, self._to_obs = obs_spec(space)
-        self._batch_space = batch_space
+        self._batch_space, self._is_box = batch_space, isinstance(space, spaces.Box)
         own_action, self._to_action = action_spec(self._envs.single_action_space)
         if game.action_ids is not None or num_actions not in (None, own_action.num_actions):
             raise SpaceError(
@@ -150,7 +150,7 @@ class NativeVector:
 
     def _read_obs(self, obs: Any) -> Tensor:
         spec, obs = self.spec.obs, self._strip(obs)
-        if spec.kind == "vector" and isinstance(self._batch_space, spaces.Box):
+        if spec.kind == "vector" and self._is_box:
             rows = obs.reshape(self.num_envs, -1)  # a Box: nothing to convert row by row
         else:
             rows = [self._to_obs(one) for one in iterate(self._batch_space, obs)]
