@@ -48,7 +48,7 @@ def save(directory: Path, state: Mapping[str, Any]) -> None:
         raise FileExistsError(f"checkpoint {directory} exists")
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key in state:
-        if not isinstance(key, str) or not key.isidentifier():
+        if not isinstance(key, str) or "/" in key or key.startswith((".", "$")):
             raise TypeError(f"the state has the key {key!r}; each is the name of a file")
     tree = {key: _pack(value, key, "", parts) for key, value in state.items()}
     temporary = directory.with_name(f".{directory.name}.partial")

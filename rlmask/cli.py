@@ -11,7 +11,7 @@ import time
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,7 +183,7 @@ def evaluate(arguments: list[str]) -> None:
         config.settings, policy, options.episodes, seed=seed, use_mask=not options.without_mask
     )
     if options.json:
-        print(json.dumps(asdict(evaluation)))
+        print(json.dumps(evaluation.as_json()))
     else:
         how = "stochastic" if options.stochastic else "greedy"
         mask = ", mask hidden" if options.without_mask else ""

@@ -27,14 +27,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"{path} must hold `name: value` lines, one for each setting")
     return settings
 
 
-def build(cls: type[Config], settings: Mapping[str, Any], source: str) -> Config:
+def build(cls: type[Config], settings: Mapping[Any, Any], source: str) -> Config:
     """Return a config dataclass with these settings over its defaults.
 
     Args:
@@ -46,7 +46,7 @@ def build(cls: type[Config], settings: Mapping[str, Any], source: str) -> Config
     hints = typing.get_type_hints(cls)
     for key in settings:
         if key not in hints:
-            raise ConfigError(f"{source}: unknown key `{key}`{suggest(key, list(hints))}")
+            raise ConfigError(f"{source}: unknown key `{key}`{suggest(str(key), list(hints))}")
     values = {
         key: convert(value, hints[key], f"{source}: {key}") for key, value in settings.items()
     }
@@ -88,7 +88,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     elif hint is float and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif (
         isinstance(hint, type)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class Evaluation:
     episodes: int
     mean_length: float
     invalid_actions: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """Return the figures by name; None where one is not defined, since JSON has no NaN."""
+        return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
 def evaluate(

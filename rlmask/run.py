@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rlmask.checkpoint import write_synced
+from rlmask.config import to_settings
 from rlmask.evaluate import Evaluation, evaluate, summarize
 from rlmask.log import Log, plot_learning_curve
 from rlmask.runs import (
     ALGORITHMS,
     RunConfig,
     RunError,
+    check_unchanged,
     locked,
     newest_checkpoint,
     read_config,
@@ -59,9 +61,12 @@ def train(run_dir: Path, display: Display) -> Evaluation:
             stands, and the run can be resumed from it.
     """
     config = read_config(run_dir)
-    state, at = newest_checkpoint(run_dir, display.say)
-    with locked(run_dir), Log(run_dir, at) as log, stop_on_signal(display.say) as stop_requested:
-        return _train(run_dir, config, state, log, display, stop_requested)
+    with locked(run_dir), stop_on_signal(display.say) as stop_requested:
+        state, at = newest_checkpoint(run_dir, display.say)
+        if state is not None:
+            check_unchanged(config, state, run_dir / "config.yaml")
+        with Log(run_dir, at) as log:
+            return _train(run_dir, config, state, log, display, stop_requested)
 
 
 def _train(
@@ -95,7 +100,11 @@ def _train(
             stopping = stop_requested()
             if is_last or stopping or now - saved_at >= options.checkpoint_seconds:
                 seconds = before + time.perf_counter() - start
-                run = {"seconds": seconds, "env_steps": update.env_steps}
+                run = {
+                    "seconds": seconds,
+                    "env_steps": update.env_steps,
+                    "settings": to_settings(settings),
+                }
                 log.flush()
                 save_checkpoint(run_dir, update, run)
                 saved_at = time.perf_counter()
@@ -108,7 +117,7 @@ def _train(
     if evaluation is None:  # the run was complete already
         evaluation, _ = evaluate_games(settings, load(run_dir), options.eval_episodes)
     plot_learning_curve(run_dir)
-    result = json.dumps(asdict(evaluation), indent=1)
+    result = json.dumps(evaluation.as_json(), indent=1)
     write_synced(run_dir / "result.json", result.encode())
     return evaluation
 

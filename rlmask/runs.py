@@ -26,10 +26,14 @@ from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
 from rlmask.types import Update
-from rlmask.vector import join
+from rlmask.vector import join, make_vector
 
 # name in a config -> settings, trainer, and the policy of a checkpoint
 ALGORITHMS = {"ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy)}
+
+
+# what may differ between a checkpoint and the run that goes on from it
+MAY_CHANGE = ("total_steps", "vectorization", "device", "num_threads", "debug")
 
 
 class RunError(ValueError):
@@ -53,7 +57,7 @@ class RunOptions:
         Raises:
             ValueError: names the field and the remedy.
         """
-        if self.eval_period < 0 or self.checkpoint_seconds < 0:
+        if self.eval_period < 0 or not self.checkpoint_seconds >= 0:
             raise ValueError("eval_period and checkpoint_seconds must not be negative")
         if self.eval_episodes < 1:
             raise ValueError(f"eval_episodes is {self.eval_episodes}: it must be at least 1")
@@ -75,7 +79,7 @@ def parse_config(settings: Mapping[str, Any], source: str) -> RunConfig:
         ConfigError: names the source, the key, and the remedy.
     """
     algo = settings.get("algo")
-    if algo not in ALGORITHMS:
+    if not isinstance(algo, str) or algo not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
         raise ConfigError(f"{source}: algo is {algo!r}; set it to one of {known}")
     cls = ALGORITHMS[algo][0]
@@ -105,7 +109,9 @@ def create(run_dir: Path, config: RunConfig) -> None:
             f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
             "or choose another --run-dir"
         )
-    if config.settings.vectorization != "native":  # which would make all its envs for this
+    if config.settings.vectorization == "native":
+        make_vector(config.settings.all_games, 1, 0, vectorization="native").close()
+    else:
         join(config.settings.all_games, config.settings.num_actions)
     partial = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.partial")
     settings = {"algo": config.algo, **to_settings(config.settings), **to_settings(config.options)}
@@ -138,6 +144,9 @@ def read_config(run_dir: Path) -> RunConfig:
 def save_checkpoint(run_dir: Path, update: Update, run: Mapping[str, Any]) -> None:
     """Write a checkpoint of a run and remove all but the newest two.
 
+    Args:
+        run: what the driver needs to go on, beside the trainer's own state.
+
     Raises:
         CheckpointError: if it cannot be written; the earlier ones stay.
     """
@@ -148,11 +157,13 @@ def save_checkpoint(run_dir: Path, update: Update, run: Mapping[str, Any]) -> No
     checkpoint.save(directory, {**update.capture(), "run": dict(run)})
     for old in checkpoints(run_dir)[:-2]:
         _remove(old)
+    for remains in directory.parent.glob(".*"):  # of a process that was killed while it saved
+        shutil.rmtree(remains)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
-    found = (run_dir / "checkpoints").glob("[0-9]*")
+    found = [path for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal()]
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -185,6 +196,21 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)  # at once, so that nobody sees half of it
     shutil.rmtree(doomed)
+
+
+def check_unchanged(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
+    """Raise if a run's config no longer describes what its checkpoint was trained with.
+
+    Raises:
+        ConfigError: names the first setting that differs.
+    """
+    before, now = state["run"]["settings"], to_settings(config.settings)
+    for name in now:
+        if name not in MAY_CHANGE and now[name] != before.get(name):
+            raise ConfigError(
+                f"{path}: {name} is {now[name]!r}, but the checkpoint was trained with "
+                f"{before.get(name)!r}; change it back, or start another run"
+            )
 
 
 @contextmanager

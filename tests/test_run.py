@@ -16,12 +16,13 @@ import torch
 import yaml
 from envs_for_tests import env_id
 
-from rlmask import checkpoint, run
+from rlmask import checkpoint, run, runs
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, to_settings
 from rlmask.log import read_metrics
 from rlmask.ppo import PPOConfig
-from rlmask.run import Interrupted, RunConfig, RunError, RunOptions
+from rlmask.run import Interrupted
+from rlmask.runs import RunConfig, RunError, RunOptions
 from rlmask.types import Update
 from rlmask.vector import EnvError, Game, MaskError
 
@@ -79,7 +80,7 @@ def send(signum):
 
 def make(run_dir, settings=TAXI, **options):
     options = {"eval_period": 2, "eval_episodes": 2, "checkpoint_seconds": 1e9, **options}
-    run.create(run_dir, RunConfig(algo="ppo", settings=settings, options=RunOptions(**options)))
+    runs.create(run_dir, RunConfig(algo="ppo", settings=settings, options=RunOptions(**options)))
     return run_dir
 
 
@@ -111,7 +112,7 @@ def leaves(tree, path=""):
 
 def result(run_dir):
     """Return all that must be equal in two runs: the state at the end, and the metrics."""
-    state = leaves(checkpoint.load(run.checkpoints(run_dir)[-1]))
+    state = leaves(checkpoint.load(runs.checkpoints(run_dir)[-1]))
     del state["/run/seconds"]
     metrics = [
         {k: v for k, v in record.items() if k != "seconds" and not k.startswith("speed/")}
@@ -172,7 +173,7 @@ def test_the_files_of_a_run(reference):
 
 
 def test_the_config_of_a_run_comes_back(reference):
-    config = run.read_config(reference)
+    config = runs.read_config(reference)
     assert config.algo == "ppo"
     assert config.settings == TAXI
     options = RunOptions(eval_period=2, eval_episodes=2, checkpoint_seconds=1e9)
@@ -210,7 +211,7 @@ def test_the_checkpoint_counts_env_steps_and_seconds(reference):
 def test_only_the_newest_two_checkpoints_stay(tmp_path):
     run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
     run.train(run_dir, Watch())
-    assert [path.name for path in run.checkpoints(run_dir)] == ["000003", "000004"]
+    assert [path.name for path in runs.checkpoints(run_dir)] == ["000003", "000004"]
     assert len(list((run_dir / "checkpoints").iterdir())) == 2
 
 
@@ -280,7 +281,7 @@ def test_an_async_run_is_equal_to_a_sync_one_and_so_is_its_resume(tmp_path, refe
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rlmask import run
+from rlmask import run, runs
 
 class Display:
     def start(self, run_dir, total_steps, env_steps): pass
@@ -300,7 +301,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, referenc
     command = [sys.executable, "-c", KILLED, str(run_dir), str(2 * BATCH)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert run.checkpoints(run_dir) == []
+    assert runs.checkpoints(run_dir) == []
     watch = Watch()
     run.train(run_dir, watch)
     assert watch.first == 0
@@ -333,7 +334,7 @@ def test_a_complete_run_is_only_evaluated(tmp_path, reference):
     assert (run_dir / "metrics.jsonl").read_bytes() == metrics
     assert (run_dir / "result.json").read_bytes() == (reference / "result.json").read_bytes()
     assert json.loads((run_dir / "result.json").read_text()) == dataclasses.asdict(evaluation)
-    assert [path.name for path in run.checkpoints(run_dir)] == ["000004"]
+    assert [path.name for path in runs.checkpoints(run_dir)] == ["000004"]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_a_signal_saves_and_ends_the_run(tmp_path, reference, signum, code):
     assert caught.value.exit_code == code
     assert watch.updates == 2
     assert watch.stopped
-    assert [path.name for path in run.checkpoints(run_dir)] == ["000002"]
+    assert [path.name for path in runs.checkpoints(run_dir)] == ["000002"]
     assert any(signal.Signals(signum).name in text for text in watch.said)
     assert signal.getsignal(signum) == before
     run.train(run_dir, Watch())
@@ -390,7 +391,7 @@ def test_a_second_signal_exits_at_once(tmp_path, monkeypatch):
     with pytest.raises(Exited) as caught:
         run.train(run_dir, Watch(after_2=twice))
     assert caught.value.args == (130,)
-    assert run.checkpoints(run_dir) == []
+    assert runs.checkpoints(run_dir) == []
 
 
 SLOW_TAXI = """
@@ -438,7 +439,7 @@ def test_signals_to_a_process_of_the_command_line(tmp_path, monkeypatch):
             process.kill()
             process.communicate()
     for signum in processes:
-        (saved,) = run.checkpoints(tmp_path / signum.name)
+        (saved,) = runs.checkpoints(tmp_path / signum.name)
         assert 1 <= int(saved.name) < 8
         run.train(tmp_path / signum.name, Watch())
         assert_equal(tmp_path / signum.name, whole)
@@ -465,7 +466,7 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(three, reference, nam
     assert "000003" in text
     assert "trying the one before" in text
     assert_equal(three, reference)
-    assert [path.name for path in run.checkpoints(three)] == ["000003", "000004"]
+    assert [path.name for path in runs.checkpoints(three)] == ["000003", "000004"]
     assert checkpoint.load(three / "checkpoints" / "000003")["update"] == 3
 
 
@@ -477,26 +478,26 @@ def test_an_incomplete_checkpoint_falls_back_to_the_one_before(three, reference)
 
 def test_without_a_good_checkpoint_nothing_is_lost_or_started_over(three):
     metrics = (three / "metrics.jsonl").read_bytes()
-    for directory in run.checkpoints(three):
+    for directory in runs.checkpoints(three):
         flip(directory / "network.safetensors")
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is good"):
         run.train(three, Watch())
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is good"):
         run.load(three)
     assert (three / "metrics.jsonl").read_bytes() == metrics
-    assert [path.name for path in run.checkpoints(three)] == ["000002", "000003"]
+    assert [path.name for path in runs.checkpoints(three)] == ["000002", "000003"]
 
 
 @pytest.mark.parametrize("name", ["000002.bak", "000003 (copy)", "7z"])
 def test_a_copy_that_somebody_made_is_no_checkpoint(three, name):
     shutil.copytree(three / "checkpoints" / "000002", three / "checkpoints" / name)
-    assert [path.name for path in run.checkpoints(three)] == ["000002", "000003"]
+    assert [path.name for path in runs.checkpoints(three)] == ["000002", "000003"]
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("999999", "1000000", "000007"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    names = [path.name for path in run.checkpoints(tmp_path)]
+    names = [path.name for path in runs.checkpoints(tmp_path)]
     assert names == ["000007", "999999", "1000000"]
 
 
@@ -534,7 +535,7 @@ def test_a_process_killed_at_any_step_of_a_save_can_go_on(tmp_path, monkeypatch)
             policy=lambda obs, action_mask: action_mask.int().argmax(-1),
             capture=lambda: {"update": number, "network": {"x": torch.full((9,), number)}},
         )
-        run.save(run_dir, update, {"seconds": 0.0})
+        runs.save_checkpoint(run_dir, update, {"seconds": 0.0})
 
     for step in itertools.count():
         run_dir = tmp_path / str(step)
@@ -549,7 +550,7 @@ def test_a_process_killed_at_any_step_of_a_save_can_go_on(tmp_path, monkeypatch)
             except Killed:
                 pass
         said = []
-        state, at = run.newest_checkpoint(run_dir, said.append)
+        state, at = runs.newest_checkpoint(run_dir, said.append)
         assert at in (2, 3)
         assert state["network"]["x"].tolist() == [at] * 9
         assert not said  # no half checkpoint was ever in sight
@@ -647,7 +648,7 @@ def test_the_lock_comes_before_a_look_at_the_checkpoints(three):
     assert watch.said == []
 
 
-@pytest.mark.parametrize("function", [run.load, run.read_config, lambda d: run.train(d, Watch())])
+@pytest.mark.parametrize("function", [run.load, runs.read_config, lambda d: run.train(d, Watch())])
 def test_a_directory_that_is_no_run_is_refused(tmp_path, function):
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
         function(tmp_path)
@@ -692,7 +693,7 @@ def test_the_draws_of_a_loaded_policy_come_from_the_seed(reference):
 
 
 def test_a_loaded_greedy_policy_gets_the_result_of_the_run(reference):
-    config = run.read_config(reference)
+    config = runs.read_config(reference)
     evaluation, _ = run.evaluate_games(config.settings, run.load(str(reference)), 2)
     assert dataclasses.asdict(evaluation) == json.loads((reference / "result.json").read_text())
 

@@ -140,7 +140,7 @@ class AsyncVector:
         """Bring every env back to a captured state; return obs and mask. Warns if one differs."""
         with _explain_worker(self.spec):
             observed, info = self._pool.reset(options={"restore": list(state)})
-        warn_if_different(self.spec, info["same"])
+        warn_if_different(self.spec, info["same"].tolist())
         return self._read(observed)
 
     def close(self) -> None:

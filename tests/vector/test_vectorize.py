@@ -104,7 +104,6 @@ def test_it_does_so_across_processes(make, name, kwargs):
         assert all(np.array_equal(env[key], other[key]) for key in env)
     assert_goes_on(make(name, "sync", **kwargs), mask, its_state, expected)
     assert_goes_on(make(name, "async", **kwargs), mask, state, expected)
-    assert_goes_on(elsewhere, mask, its_state, expected)
 
 
 @pytest.mark.parametrize(("name", "kwargs"), GAMES)
