@@ -118,7 +118,8 @@ def join(games: tuple[Game, ...], num_actions: int | None = None) -> VectorSpec:
                 f"union action for each, not {ids}"
             )
         if min(ids) < 0 or (num_actions is not None and max(ids) >= num_actions):
-            raise SpaceError(f"{game.env_id}: action_ids {ids} leave the union 0..{num_actions}")
+            last = "" if num_actions is None else num_actions - 1
+            raise SpaceError(f"{game.env_id}: action_ids {ids} leave the union 0..{last}")
         largest = max(largest, *ids)
     union = ActionSpec(nvec=(largest + 1 if num_actions is None else num_actions,))
     return VectorSpec(obs=obs, action=union, games=resolved, obs_offsets=offsets)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector.utils import create_empty_array
 from torch import Tensor
 
+from rlmask.ops import InvalidActionError
 from rlmask.types import Episode
 from rlmask.vector.env import Ended, MaskedEnv
 from rlmask.vector.games import VectorSpec
+from rlmask.vector.mask import MaskError
 from rlmask.vector.spaces import EnvError
 
 
@@ -73,7 +78,7 @@ class SyncVector:
             reward=torch.from_numpy(np.array(reward, np.float32)),
             terminated=torch.from_numpy(np.array(terminated, bool)),
             truncated=torch.from_numpy(np.array(truncated, bool)),
-            **(final_rows(self.spec, ended) if ended else self._none_ended),
+            **(final_rows(self.spec, ended) if ended else {**self._none_ended, "episodes": []}),
         )
 
     def capture(self) -> list[dict[str, Any]]:
@@ -102,23 +107,27 @@ class AsyncVector:
         self._none_ended = final_rows(spec, {})
         context = multiprocessing.get_context("forkserver")  # a fork of torch's threads can hang
         context.set_forkserver_preload([__name__])
-        self._pool = AsyncVectorEnv(
-            [partial(_WorkerEnv, make, index) for index in range(num_envs)],
-            shared_memory=True,
-            copy=True,
-            context="forkserver",
-            autoreset_mode=AutoresetMode.DISABLED,  # the sub-envs restart themselves
-        )
+        with _explain_worker(spec):
+            self._pool = AsyncVectorEnv(
+                [partial(_WorkerEnv, make, index) for index in range(num_envs)],
+                shared_memory=True,
+                copy=True,
+                context="forkserver",
+                autoreset_mode=AutoresetMode.DISABLED,  # the sub-envs restart themselves
+            )
 
     def reset(self) -> tuple[Tensor, Tensor]:
         """Start an episode in every env; return obs [N, *obs] and mask [N, A]."""
         with _explain_worker(self.spec):
-            return self._read(self._pool.reset()[0])
+            observed, info = self._pool.reset()
+        raise_first_error(info)
+        return self._read(observed)
 
     def step(self, action: Tensor) -> VectorStep:
         """Take one action [N, *parts] in every env."""
         with _explain_worker(self.spec):
             observed, reward, terminated, truncated, info = self._pool.step(action.numpy())
+        raise_first_error(info)
         obs, mask = self._read(observed)
         ends = info.get("ended", ())
         ended = {index: end for index, end in enumerate(ends) if end is not None}
@@ -128,7 +137,7 @@ class AsyncVector:
             reward=torch.from_numpy(reward.astype(np.float32)),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
-            **(final_rows(self.spec, ended) if ended else self._none_ended),
+            **(final_rows(self.spec, ended) if ended else {**self._none_ended, "episodes": []}),
         )
 
     def capture(self) -> list[dict[str, Any]]:
@@ -138,13 +147,17 @@ class AsyncVector:
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
         """Bring every env back to a captured state; return obs and mask. Warns if one differs."""
+        if len(state) != self.num_envs:
+            raise ValueError(f"the state is of {len(state)} envs, not {self.num_envs}")
         with _explain_worker(self.spec):
             observed, info = self._pool.reset(options={"restore": list(state)})
+        raise_first_error(info)
         warn_if_different(self.spec, info["same"].tolist())
         return self._read(observed)
 
     def close(self) -> None:
         """End the worker processes."""
+        self._pool._state = AsyncState.DEFAULT  # wait for no answer, above all not of the dead
         self._pool.close(terminate=True)
 
     def _read(self, observed: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -172,6 +185,7 @@ class _WorkerEnv(gym.Env):
                 "action_mask": spaces.MultiBinary(spec.action.num_actions),
             }
         )
+        self._nothing = create_empty_array(self.observation_space, fn=np.zeros)
         nvec = spec.action.nvec
         self.action_space = (
             spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(list(nvec))
@@ -180,13 +194,19 @@ class _WorkerEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        if options is None:
-            return self._observe(*self._env.reset()), {}
-        obs, mask, same = self._env.restore(options["restore"][self._index])
+        try:
+            if options is None:
+                return self._observe(*self._env.reset()), {}
+            obs, mask, same = self._env.restore(options["restore"][self._index])
+        except Exception as error:
+            return self._nothing, {"error": _shown(error)}
         return self._observe(obs, mask), {"same": same}
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        obs, mask, reward, terminated, truncated, end = self._env.step(action.tolist())
+        try:
+            obs, mask, reward, terminated, truncated, end = self._env.step(action.tolist())
+        except Exception as error:  # Gymnasium would print it, and lose it if it holds a "%"
+            return self._nothing, 0.0, False, False, {"error": _shown(error)}
         info = {} if end is None else {"ended": end}
         return self._observe(obs, mask), reward, terminated, truncated, info
 
@@ -198,6 +218,20 @@ class _WorkerEnv(gym.Env):
 
     def _observe(self, obs: Any, mask: bytes) -> dict[str, Any]:
         return {"obs": obs, "action_mask": np.frombuffer(mask, np.int8)}
+
+
+def _shown(error: Exception) -> Exception:
+    """Return an error that the parent will raise; print where an env's own one came from."""
+    if not isinstance(error, EnvError | MaskError | InvalidActionError):
+        traceback.print_exception(error)
+    return error
+
+
+def raise_first_error(info: Mapping[str, Any]) -> None:
+    """Raise what a worker raised."""
+    for error in info.get("error", ()):
+        if error is not None:
+            raise error
 
 
 def obs_tensor(spec: VectorSpec, obs: Sequence[Any]) -> Tensor:
@@ -253,6 +287,6 @@ def _explain_worker(spec: VectorSpec) -> Iterator[None]:
     except (EOFError, ConnectionError) as error:
         names = ", ".join(game.env_id for game in spec.games)
         raise EnvError(
-            f"a worker process of {names} died (killed, or out of memory); "
-            "`--resume` goes on from the last checkpoint"
+            f"a worker process of {names} died: killed, out of memory, or the id is registered in "
+            "this process only (then write it as `module:Name-v0`)"
         ) from error

@@ -1,0 +1,550 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from envs_for_tests import env_id
+from PIL import Image
+
+from rlmask import __version__, cli, run
+from rlmask.cli import main
+
+FIGURES = ["mean_return", "standard_error", "episodes", "mean_length", "invalid_actions"]
+
+CONFIG = """\
+algo: ppo
+env: Taxi-v4
+env_kwargs: {max_episode_steps: 20}
+num_envs: 2
+num_steps: 16
+num_minibatches: 2
+total_steps: 32
+hidden_sizes: [8]
+eval_episodes: 2
+device: cpu
+"""
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path, monkeypatch):
+    """Every test starts in an empty directory that has a config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one update."""
+    directory = tmp_path_factory.mktemp("trained")
+    (directory / "config.yaml").write_text(CONFIG)
+    assert main(["train", f"{directory}/config.yaml", "--run-dir", f"{directory}/run"]) == 0
+    return directory / "run"
+
+
+@pytest.fixture
+def rlmask(capsys):
+    """Run a command; return exit code, output and errors."""
+
+    def command(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def refusal(rlmask):
+    """Run a command that is refused; return the line that says why."""
+
+    def command(*arguments):
+        before = sorted(Path().rglob("*"))
+        code, _, errors = rlmask(*arguments)
+        assert code == 2
+        assert_one_line(errors)
+        assert sorted(Path().rglob("*")) == before, "something was left behind"
+        return errors
+
+    return command
+
+
+def assert_one_line(errors):
+    assert errors.startswith("rlmask: ")
+    assert errors.count("\n") == 1
+    assert errors.endswith("\n")
+    assert "Traceback" not in errors
+
+
+def write_config(**changes):
+    lines = [line for line in CONFIG.splitlines() if line.split(":")[0] not in changes]
+    lines += [f"{name}: {value}" for name, value in changes.items() if value is not None]
+    Path("config.yaml").write_text("\n".join(lines))
+    return "config.yaml"
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# help
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(rlmask, arguments):
+    code, output, errors = rlmask(*arguments)
+    assert (code, errors) == (0, "")
+    for command in ("train", "eval", "check-env", "envs"):
+        assert f"rlmask {command}" in output
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["--learning-rate", "--run-dir", "--checkpoint-seconds", "--resume"]),
+        ("eval", ["--episodes", "--without-mask", "--video", "--json"]),
+        ("check-env", ["--env-kwargs", "--steps"]),
+        ("envs", []),
+    ],
+)
+def test_every_command_has_help(rlmask, command, words):
+    code, output, errors = rlmask(command, "--help")
+    assert (code, errors) == (0, "")
+    assert f"usage: rlmask {command}" in output
+    for word in words:
+        assert word in output
+
+
+def test_help_of_train_shows_the_settings_of_the_config(rlmask):
+    code, output, _ = rlmask("train", write_config(learning_rate=0.0625), "--help")
+    assert code == 0
+    assert "0.0625" in output
+
+
+def test_version(rlmask):
+    assert rlmask("--version") == (0, f"rlmask {__version__}\n", "")
+
+
+# train and eval
+
+
+def test_train_says_where_everything_is(rlmask):
+    code, output, errors = rlmask("train", "config.yaml", "--run-dir", "run")
+    assert (code, errors) == (0, "")
+    assert output.startswith("run directory run\n")
+    assert "32 of 32 steps" in output
+    assert "final evaluation, greedy" in output
+    for name in ("tensorboard", "learning_curve.png", "checkpoints/000001"):
+        assert f"run/{name}" in output
+        assert Path("run", name).exists()
+
+
+def test_flags_override_the_config(rlmask):
+    flags = ["--total-steps", "64", "--learning-rate", "1e-3", "--hidden-sizes", "4", "3"]
+    flags += ["--env-kwargs", "{max_episode_steps: 10}", "--no-anneal-learning-rate"]
+    code, _, errors = rlmask("train", "config.yaml", *flags, "--run-dir", "run")
+    assert (code, errors) == (0, "")
+    settings = run.read_config(Path("run")).settings
+    assert settings.total_steps == 64
+    assert settings.learning_rate == 0.001
+    assert settings.hidden_sizes == (4, 3)
+    assert settings.env_kwargs == {"max_episode_steps": 10}
+    assert not settings.anneal_learning_rate
+    assert settings.num_envs == 2  # from the config
+
+
+def test_games_on_the_command_line(rlmask):
+    games = (
+        "[{env_id: Taxi-v4, env_kwargs: {max_episode_steps: 5}, action_ids: [0, 1, 2, 3, 4, 5]}, "
+        "{env_id: FrozenLake-v1, action_ids: [6, 0, 1, 2]}]"
+    )
+    flags = ["--games", games, "--num-actions", "7", "--run-dir", "run"]
+    code, _, errors = rlmask("train", write_config(env=None, env_kwargs=None), *flags)
+    assert (code, errors) == (0, "")
+    assert [game.env_id for game in run.read_config(Path("run")).settings.games] == [
+        "Taxi-v4",
+        "FrozenLake-v1",
+    ]
+    code, output, _ = rlmask("eval", "run", "--episodes", "2")
+    assert code == 0
+    assert "eval/mean_return/Taxi-v4" in output
+    assert "eval/mean_return/FrozenLake-v1" in output
+
+
+def test_without_a_run_directory_the_run_goes_below_runs(rlmask):
+    code, output, _ = rlmask("train", "config.yaml", "--seed", "3")
+    assert code == 0
+    (run_dir,) = Path("runs").iterdir()
+    assert run_dir.name.startswith("config-3-")
+    assert f"run directory {run_dir}\n" in output
+
+
+def test_resume_of_a_complete_run_evaluates_it(rlmask, trained):
+    shutil.copytree(trained, "run")
+    metrics = Path("run/metrics.jsonl").read_bytes()
+    code, output, errors = rlmask("train", "--resume", "run")
+    assert (code, errors) == (0, "")
+    assert "final evaluation" in output
+    assert Path("run/metrics.jsonl").read_bytes() == metrics
+
+
+def test_eval_prints_a_table(rlmask, trained):
+    code, output, errors = rlmask("eval", trained, "--episodes", "3")
+    assert (code, errors) == (0, "")
+    lines = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
+    rows = {cells[1]: cells[2] for cells in lines if len(cells) == 4}
+    assert rows["episodes"] == "3"
+    assert rows["mean length"] == "20.0 steps"  # the time limit
+    assert rows["invalid actions"] == "0.00% of the steps"
+
+
+def test_eval_gives_the_result_of_the_run(rlmask, trained):
+    code, output, errors = rlmask("eval", trained, "--episodes", "2", "--json")
+    assert (code, errors) == (0, "")
+    assert json.loads(output) == json.loads((trained / "result.json").read_text())
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_eval_prints_json(rlmask, trained, episodes):
+    code, output, errors = rlmask("eval", trained, "--json", "--episodes", episodes)
+    assert (code, errors) == (0, "")
+    figures = json.loads(output, parse_constant=pytest.fail)  # called for NaN
+    assert list(figures) == FIGURES
+    assert figures["episodes"] == episodes
+    assert figures["invalid_actions"] == 0
+    if episodes == 1:
+        assert figures["standard_error"] is None
+    else:
+        assert figures["standard_error"] >= 0
+
+
+def test_eval_of_one_episode_prints_no_nan(rlmask, trained):
+    code, output, _ = rlmask("eval", trained, "--episodes", "1")
+    assert code == 0
+    assert "nan" not in output
+
+
+@pytest.mark.parametrize("how", [[], ["--stochastic"]])
+def test_eval_takes_no_invalid_action(rlmask, trained, how):
+    _, output, _ = rlmask("eval", trained, "--json", "--episodes", "20", *how)
+    assert json.loads(output)["invalid_actions"] == 0
+
+
+def test_eval_without_mask_counts_the_invalid_actions(rlmask, trained):
+    code, output, errors = rlmask("eval", trained, "--json", "--without-mask", "--episodes", "5")
+    assert (code, errors) == (0, "")
+    assert 0 < json.loads(output)["invalid_actions"] <= 1
+
+
+def test_eval_depends_on_its_seed_alone(rlmask, trained):
+    results = [
+        rlmask("eval", trained, "--json", "--stochastic", "--episodes", "5", "--seed", seed)[1]
+        for seed in (7, 7, 8)
+    ]
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_eval_records_a_gif(rlmask, trained):
+    video = "video.gif"
+    code, output, errors = rlmask("eval", trained, "--episodes", "1", "--video", video)
+    assert (code, errors) == (0, "")
+    assert output.endswith("video  video.gif\n")
+    with Image.open(video) as image:
+        assert image.format == "GIF"
+        milliseconds = 0
+        for frame in range(image.n_frames):
+            image.seek(frame)
+            milliseconds += image.info["duration"]
+    # the first state and those after 20 steps, at Taxi's 4 frames per second
+    assert milliseconds == 21 * 250
+
+
+def test_eval_records_an_mp4(rlmask, trained):
+    pytest.importorskip("imageio_ffmpeg")
+    code, _, errors = rlmask("eval", trained, "--episodes", "1", "--video", "video.mp4")
+    assert (code, errors) == (0, "")
+    assert b"ftyp" in Path("video.mp4").read_bytes()[:16]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tarin"], ["no command `tarin`", "did you mean `train`?"]),
+        (["zzz"], ["no command `zzz`"]),
+        (["train"], ["wants a config", "--resume"]),
+        (["train", "taxi"], ["wants a config"]),
+        (["train", "missing.yaml"], ["missing.yaml", "No such file"]),
+        (["train", "config.yaml", "--learning-rat", "1"], ["--learning-rat", "--learning-rate"]),
+        (["train", "config.yaml", "--no-such-flag"], ["--no-such-flag"]),
+        (["train", "config.yaml", "--learning-rate", "fast"], ["--learning-rate", "'fast'"]),
+        (["train", "config.yaml", "--learning-rate"], ["--learning-rate"]),
+        (["train", "config.yaml", "--learning-rate", "-1"], ["learning_rate is -1.0"]),
+        (["train", "config.yaml", "--num-envs", "1.5"], ["--num-envs", "1.5"]),
+        (["train", "config.yaml", "--num-envs", "0"], ["num_envs is 0"]),
+        (["train", "config.yaml", "--num-minibatches", "7"], ["num_minibatches = 7"]),
+        (["train", "config.yaml", "--gamma", "2"], ["gamma is 2.0"]),
+        (["train", "config.yaml", "--seed", "-1"], ["seed is -1"]),
+        (["train", "config.yaml", "--eval-episodes", "0"], ["eval_episodes is 0"]),
+        (["train", "config.yaml", "--activation", "rely"], ["'rely'", "tanh", "relu"]),
+        (["train", "config.yaml", "--env-kwargs", "3"], ["--env-kwargs", "mapping"]),
+        (["train", "config.yaml", "--env-kwargs", "{a: "], ["--env-kwargs"]),
+        (["train", "config.yaml", "--env-kwargs", "!!python/name:os.system"], ["--env-kwargs"]),
+        (["train", "config.yaml", "--env-kwargs", "{no_such: 1}"], ["Taxi-v4", "no_such"]),
+        (["train", "config.yaml", "--games", "[{env_id: Taxi-v4}]"], ["either env or games"]),
+        (["train", "config.yaml", "--games", "[{env: Taxi-v4}]"], ["unknown key `env`"]),
+        (["train", "config.yaml", "--env", "Taksi-v4"], ["Taksi-v4", "rlmask envs"]),
+        (["train", "config.yaml", "--env", "Taxi-v99"], ["Taxi-v99"]),
+        (["train", "config.yaml", "--env", "no_such_module:Game-v0"], ["no_such_module"]),
+        (["train", "config.yaml", "--env", "Pendulum-v1", "--env-kwargs", "{}"], ["Discrete"]),
+        (["train", "config.yaml", "--env", "CartPole-v1", "--mask-source", "info"], ["`none`"]),
+        (["train", "config.yaml", "--mask-source", "method"], ["no mask in `method`", "`info`"]),
+        (["train", "config.yaml", "--vectorization", "native"], ["native", "sync"]),
+        (["train", "config.yaml", "--run-dir", "/proc/no/such"], ["/proc/no/such"]),
+        (["train", "config.yaml", "--run-dir", "config.yaml/run"], ["config.yaml/run"]),
+        (["train", "--resume"], ["--resume"]),
+        (["train", "--resume", "missing"], ["missing is not a run"]),
+        (["train", "--resume", "missing", "--seed", "3"], ["--seed"]),
+        (["eval"], ["run"]),
+        (["eval", "missing"], ["missing is not a run"]),
+        (["eval", "."], ["is not a run"]),
+        (["envs", "extra"], ["extra"]),
+        (["check-env"], ["env"]),
+        (["check-env", "Taxi-v4", "--steps", "many"], ["--steps", "many"]),
+        (["check-env", "Taxi-v4", "--steps", "0"], ["steps is 0"]),
+        (["check-env", "Taxi-v4", "--seed", "-1"], ["seed is -1"]),
+        (["check-env", "Taxi-v4", "--mask-source", "inf"], ["'inf'", "info"]),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else None,
+)
+def test_a_bad_argument_is_one_line(refusal, arguments, words):
+    if arguments == ["eval", "."]:
+        Path("config.yaml").unlink()
+    line = refusal(*arguments)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rat": "1"}, ["config.yaml", "`learning_rat`", "`learning_rate`"]),
+        ({"checkpoint_second": "1"}, ["`checkpoint_second`", "`checkpoint_seconds`"]),
+        ({"learning_rate": "fast"}, ["config.yaml: learning_rate is 'fast'", "a number"]),
+        ({"num_envs": "2.0"}, ["num_envs is 2.0", "a whole number"]),
+        ({"num_envs": "true"}, ["num_envs is True", "a whole number"]),
+        ({"anneal_learning_rate": "1"}, ["anneal_learning_rate is 1", "true or false"]),
+        ({"activation": "rely"}, ["activation is 'rely'", "tanh, relu"]),
+        ({"hidden_sizes": "64"}, ["hidden_sizes is 64", "a list"]),
+        ({"gamma": "2"}, ["config.yaml: gamma is 2.0"]),
+        ({"algo": "pp0"}, ["algo is 'pp0'", "ppo"]),
+        ({"algo": "[ppo]"}, ["algo is ['ppo']", "ppo"]),
+        ({"algo": None}, ["algo is None", "ppo"]),
+        ({"env": None}, ["either env or games"]),
+        ({"env": "2024-13-45"}, ["config.yaml is not YAML"]),
+        ({"env": "!!python/object/apply:os.getcwd []"}, ["config.yaml is not YAML"]),
+        ({"env": "[a"}, ["config.yaml is not YAML"]),
+        ({"games": "[{1: 2}]"}, ["config.yaml: games[0]"]),
+        ({"env_kwargs": "{1: 2}"}, ["env_kwargs is {1: 2}"]),
+        ({"env_kwargs": "{max_episode_steps: many}"}, ["Taxi-v4"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_a_bad_config_is_one_line(refusal, changes, words):
+    line = refusal("train", write_config(**changes))
+    for word in words:
+        assert word in line
+
+
+def test_a_gpu_that_is_not_there_is_one_line(refusal, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device is cuda" in refusal("train", "config.yaml", "--device", "cuda")
+
+
+def test_an_existing_run_is_not_overwritten(refusal, trained):
+    shutil.copytree(trained, "run")
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    line = refusal("train", "config.yaml", "--run-dir", "run")
+    assert "run exists" in line
+    assert "rlmask train --resume run" in line
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", [["eval"], ["train", "--resume"]])
+def test_a_corrupt_checkpoint_is_one_line(refusal, trained, command):
+    shutil.copytree(trained, "run")
+    Path("run/.lock").touch()
+    flip(Path("run/checkpoints/000001/network.safetensors"))
+    line = refusal(*command, "run")
+    assert "no checkpoint of run is good" in line
+
+
+def test_eval_of_a_run_that_has_not_begun_is_one_line(refusal, trained):
+    shutil.copytree(trained, "run")
+    shutil.rmtree("run/checkpoints")
+    assert "has no checkpoint yet" in refusal("eval", "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--episodes", "0"], ["--episodes is 0"]),
+        (["--episodes", "-3"], ["--episodes is -3"]),
+        (["--seed", "-1"], ["seed is -1"]),
+        (["--video", "film.avi"], ["film.avi", ".gif", ".mp4"]),
+        (["--video", "film"], ["film", ".gif", ".mp4"]),
+        (["--video", "no/such/film.gif"], ["no/such/film.gif"]),
+        (["--episode", "3", "4"], ["4"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_bad_argument_of_eval_is_one_line(refusal, trained, arguments, words):
+    line = refusal("eval", trained, *arguments)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("fault", ["two", "missing", "empty", "length 5"])
+def test_a_mask_error_is_one_line(rlmask, fault):
+    config = write_config(env=env_id("Malformed"), env_kwargs=f"{{fault: {fault}}}")
+    code, _, errors = rlmask("train", config, "--run-dir", "run")
+    assert code == 2
+    assert_one_line(errors)
+    assert f"{env_id('Malformed')}, env 0, episode 1, step 2: " in errors
+
+
+def test_an_env_that_needs_an_extra_is_one_line(refusal):
+    line = refusal("train", write_config(env=env_id("NeedsExtra"), env_kwargs="{}"))
+    assert "pip install no-such-game" in line
+
+
+@pytest.mark.parametrize("name", ["imageio", "imageio_ffmpeg"])
+def test_a_missing_extra_for_mp4_is_one_line(refusal, trained, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    line = refusal("eval", trained, "--episodes", "1", "--video", "film.mp4")
+    assert "pip install 'rlmask[video]'" in line
+
+
+def test_a_missing_extra_for_the_pictures_is_one_line(refusal, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    line = refusal("eval", trained, "--episodes", "1", "--video", "film.gif")
+    assert "pygame" in line
+    assert "pip install" in line
+
+
+@pytest.mark.filterwarnings("default")  # as for a user
+def test_an_env_without_pictures_is_one_line(rlmask, refusal):
+    assert (
+        rlmask("train", write_config(env=env_id("Counter"), env_kwargs="{}"), "--run-dir", "r")[0]
+        == 0
+    )
+    line = refusal("eval", "r", "--video", "film.gif")
+    assert env_id("Counter") in line
+    assert "rgb_array" in line
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(refusal, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert "No space left on device" in refusal("train", "config.yaml", "--run-dir", "run")
+
+
+def test_an_interrupted_run_has_the_exit_code_of_its_signal(rlmask, monkeypatch):
+    def interrupt(run_dir, display):
+        raise run.Interrupted(15)
+
+    monkeypatch.setattr(run, "train", interrupt)
+    assert rlmask("train", "config.yaml")[0] == 128 + 15
+
+
+def test_a_bug_keeps_its_traceback(rlmask, monkeypatch):
+    def bug(arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "envs", bug)
+    with pytest.raises(ZeroDivisionError):
+        rlmask("envs")
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(rlmask, monkeypatch):
+    def write(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(cli.COMMANDS, "envs", write)
+    assert rlmask("envs") == (0, "", "")
+
+
+@pytest.mark.slow
+def test_the_process_ends_with_the_exit_code():
+    command = [sys.executable, "-m", "rlmask.cli", "train", "config.yaml", "--learning-rat", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert_one_line(done.stderr)
+
+
+# check-env and envs
+
+
+def test_check_env_of_a_good_env(rlmask):
+    code, output, errors = rlmask("check-env", "Taxi-v4", "--steps", "300")
+    assert (code, errors) == (0, "")
+    assert "   ok observations: 500 discrete; actions: 6\n" in output
+    assert "   ok mask found in `info`\n" in output
+    assert "   ok 300 random valid steps" in output
+    assert "resume is exact" in output
+    assert "error" not in output
+
+
+def test_check_env_of_an_env_without_mask(rlmask):
+    code, output, _ = rlmask("check-env", "CartPole-v1", "--steps", "50")
+    assert code == 0
+    assert " note no mask: every action counts as valid\n" in output
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ("{fault: two}", "step 2: entry 1 of the mask is 2, neither 0 nor 1"),
+        ("{fault: length 5, where: obs}", "step 2: the mask has shape (5,), not (4,)"),
+        ("{fault: empty, where: method}", "step 2: no action is valid, but the episode goes on"),
+        ("{fault: missing}", "step 2: `info` has no action mask"),
+        ("{fault: error}", "the env raised RuntimeError on a valid action: the game is broken"),
+    ],
+)
+def test_check_env_of_a_malformed_env(rlmask, kwargs, words):
+    env = env_id("Malformed")
+    code, output, errors = rlmask("check-env", env, "--env-kwargs", kwargs, "--steps", "50")
+    assert (code, errors) == (2, "")
+    (line,) = [line for line in output.splitlines() if line.startswith("error")]
+    assert env in line
+    assert words in line
+    assert "Traceback" not in output
+
+
+def test_check_env_of_an_env_that_is_not_there(rlmask):
+    code, output, errors = rlmask("check-env", "Taksi-v4")
+    assert code == 2
+    assert "Taksi-v4" in output + errors
+    assert (output + errors).count("\n") == 1
+
+
+def test_envs_lists_those_with_masks_first(rlmask):
+    code, output, errors = rlmask("envs")
+    assert (code, errors) == (0, "")
+    rows = [line.split() for line in output.splitlines()]
+    assert ["Taxi-v4", "500", "discrete", "6", "info"] in rows
+    assert ["CartPole-v1", "vector", "(4,)", "2", "all", "valid"] in rows
+    masked = [row[-1] != "valid" for row in rows[1:]]
+    assert masked == sorted(masked, reverse=True)
+    assert not any(row[0].startswith("Pendulum") for row in rows)  # continuous actions
