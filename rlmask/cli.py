@@ -6,6 +6,7 @@ Every error that a user can cause is one line and exit code 2; a signal is 128 p
 import contextlib
 import io
 import json
+import math
 import sys
 import time
 import typing
@@ -27,6 +28,7 @@ from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, convert, read_yaml, suggest, to_settings
 from rlmask.display import make_display
 from rlmask.evaluate import Evaluation
+from rlmask.networks import DeviceError
 from rlmask.ops import EmptyMaskError, InvalidActionError
 from rlmask.record import VideoError, record_video
 from rlmask.vector import EnvError, Game, MaskError, MaskSource, SpaceError, check_env, list_envs
@@ -48,6 +50,7 @@ rlmask: reinforcement learning where not every action is valid in every state
 EXPECTED_ERRORS = (
     CheckpointError,
     ConfigError,
+    DeviceError,
     EmptyMaskError,
     EnvError,
     FloatingPointError,
@@ -174,8 +177,8 @@ class Eval:
 def evaluate(arguments: list[str]) -> None:
     """`rlmask eval`."""
     options = parse(Eval, "eval", arguments)
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes is {options.episodes}: it must be at least 1")
+    at_least("episodes", options.episodes, 1)
+    at_least("seed", options.seed or 0, 0)
     config = runs.read_config(options.run)
     seed = config.settings.seed if options.seed is None else options.seed
     policy = run.load(options.run, greedy=not options.stochastic, seed=seed)
@@ -216,6 +219,8 @@ class CheckEnv:
 def check(arguments: list[str]) -> None:
     """`rlmask check-env`."""
     options = parse(CheckEnv, "check-env", arguments)
+    at_least("steps", options.steps, 1)
+    at_least("seed", options.seed, 0)
     game = Game(env_id=options.env, env_kwargs=options.env_kwargs, mask_source=options.mask_source)
     findings = check_env(game, options.steps, options.seed)
     console = Console(highlight=False, soft_wrap=True)
@@ -269,6 +274,12 @@ def parse(cls: Any, command: str, arguments: list[str], default: Any = None) -> 
         raise ConfigError(f"command line: {error}") from error
 
 
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise `ConfigError` if a flag is too small."""
+    if value < least:
+        raise ConfigError(f"--{name} is {value}: it must be at least {least}")
+
+
 def yaml_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Read mappings and lists of games on the command line as YAML."""
     hint = info.type
@@ -277,7 +288,11 @@ def yaml_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         return None
 
     def read(words: list[str]) -> Any:
-        return convert(yaml.safe_load(words[0]), hint, "command line")
+        try:
+            value = yaml.safe_load(words[0])
+        except yaml.YAMLError as error:
+            raise ValueError(f"{words[0]!r} is not YAML: {' '.join(str(error).split())}") from error
+        return convert(value, hint, "command line")
 
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -293,7 +308,9 @@ def yaml_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """Print the figures of an evaluation as a table."""
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
-    table.add_row("mean return", f"{evaluation.mean_return:.2f} ± {evaluation.standard_error:.2f}")
+    error = evaluation.standard_error
+    plus_minus = f" ± {error:.2f}" if math.isfinite(error) else ""  # of one episode there is none
+    table.add_row("mean return", f"{evaluation.mean_return:.2f}{plus_minus}")
     table.add_row("episodes", str(evaluation.episodes))
     table.add_row("mean length", f"{evaluation.mean_length:.1f} steps")
     table.add_row("invalid actions", f"{evaluation.invalid_actions:.2%} of the steps")

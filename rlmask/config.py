@@ -109,7 +109,7 @@ def describe(hint: Any) -> str:
     return names.get(hint, "a mapping")
 
 
-def to_settings(config: Any) -> dict[str, Any]:
+def to_settings(config: Any) -> Any:
     """Return a config as plain values that `build` reads back."""
 
     def plain(value: Any) -> Any:

@@ -238,14 +238,18 @@ def actor_policy(
     return policy
 
 
+class DeviceError(ValueError):
+    """The device that is asked for does not exist here."""
+
+
 def choose_device(device: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        ValueError: if `cuda` is asked for and there is none.
+        DeviceError: if `cuda` is asked for and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU; set it to cpu or auto")
+        raise DeviceError("device is cuda, but torch sees no GPU; set it to cpu or auto")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

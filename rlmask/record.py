@@ -1,6 +1,7 @@
 """Videos of a policy at play."""
 
 import os
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,16 @@ def record_video(settings: Any, policy: Policy, path: Path, seed: int) -> None:
     frames: list[np.ndarray] = []
     frames_per_second = 8
     for index, game in enumerate(spec.games):
-        env = MaskedEnv(spec, index, seed, stream=1, render_mode="rgb_array")
-        try:
-            frames_per_second = int(env.env.metadata.get("render_fps", frames_per_second))
-            with explain_make(game.env_id):
+        with warnings.catch_warnings(), explain_make(game.env_id):
+            warnings.simplefilter("ignore")  # what Gymnasium says of render modes, we say below
+            env = MaskedEnv(spec, index, seed, stream=1, render_mode="rgb_array")
+            try:
+                if "rgb_array" not in env.env.metadata.get("render_modes", ()):
+                    raise VideoError(f"{game.env_id} has no render_mode `rgb_array`")
+                frames_per_second = int(env.env.metadata.get("render_fps", frames_per_second))
                 frames += play(env, policy)
-        finally:
-            env.close()
+            finally:
+                env.close()
     frames = pad(frames)
     if path.suffix == ".mp4":
         write_mp4(path, frames, frames_per_second)

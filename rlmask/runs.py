@@ -25,6 +25,7 @@ from rlmask import checkpoint, ppo
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
+from rlmask.networks import choose_device
 from rlmask.types import Update
 from rlmask.vector import join, make_vector
 
@@ -102,6 +103,7 @@ def create(run_dir: Path, config: RunConfig) -> None:
 
     Raises:
         RunError: if there is something at that place already.
+        DeviceError: if its device does not exist.
         EnvError, SpaceError, MaskError: if its games cannot be played.
     """
     if run_dir.exists():
@@ -109,6 +111,7 @@ def create(run_dir: Path, config: RunConfig) -> None:
             f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
             "or choose another --run-dir"
         )
+    choose_device(config.settings.device)
     if config.settings.vectorization == "native":
         make_vector(config.settings.all_games, 1, 0, vectorization="native").close()
     else:
@@ -175,19 +178,19 @@ def newest_checkpoint(
     Raises:
         CheckpointError: if there are checkpoints, but none is good.
     """
-    problems = []
-    for directory in reversed(checkpoints(run_dir)):
+    found = checkpoints(run_dir)
+    for index, directory in reversed(list(enumerate(found))):
         try:
             state = checkpoint.load(directory)
         except CheckpointError as error:
-            problems.append(error)
+            if index == 0:
+                raise CheckpointError(
+                    f"no checkpoint of {run_dir} is good ({error}); "
+                    f"delete {run_dir / 'checkpoints'} to start over"
+                ) from error
             say(f"{error}; trying the one before")
         else:
             return state, state["update"]
-    if problems:
-        raise CheckpointError(
-            f"no checkpoint of {run_dir} is good; delete {run_dir / 'checkpoints'} to start over"
-        )
     return None, 0
 
 

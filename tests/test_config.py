@@ -251,6 +251,8 @@ def test_ppo_settings_come_back_from_yaml(config):
     [
         ({}, "set either env or games"),
         ({"env": "A-v0", "games": [{"env_id": "B-v0"}]}, "set either env or games"),
+        ({"games": [{"env_id": "B-v0"}], "env_kwargs": {"a": 1}}, "env_kwargs"),
+        ({"games": [{"env_id": "B-v0"}], "mask_source": "none"}, "mask_source"),
         ({"num_envs": 0}, "num_envs is 0"),
         ({"games": [{"env_id": "A-v0"}] * 3, "num_envs": 64}, "multiple of the 3 games"),
         ({"total_steps": 0}, "total_steps is 0"),

@@ -1,0 +1,217 @@
+"""Who may import whom, how long things may be, what is never used; read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "rlmask").rglob("*.py"))
+TRAINERS = {"ppo", "dqn", "distill"}
+
+# A module imports from lower layers only, and from its own package.
+LAYERS = (
+    {"ops"},
+    {"types"},
+    {"vector", "normalize", "replay", "config", "checkpoint", "log", "display"},
+    {"networks", "evaluate", "record"},
+    TRAINERS,
+    {"runs"},
+    {"run"},
+    {"cli"},
+)
+
+MAX_LINES = 350
+LONG_FILES = {
+    "ppo.py": "an algorithm is one file, read from top to bottom",
+}
+MAX_FUNCTION = 60
+LONG_FUNCTIONS = {
+    "ppo.py: _train": "the algorithm itself, in the order one would explain it",
+    "ops/losses.py: masked_ppo_loss": "the terms of one loss, each beside its gradient",
+}
+
+# What loading or checking must never use: it executes what it reads, or is gone under -O.
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_CALLS = {
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "yaml.load_all",
+    "torch.load",
+    "torch.save",
+    "np.load",
+    "numpy.load",
+    "os.system",
+    "os.popen",
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT / "rlmask"))
+
+
+def area(module):
+    """Return `vector` for `rlmask.vector.mask`; the package itself is not an area."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def trees(paths=FILES):
+    return {path: ast.parse(path.read_text()) for path in paths}
+
+
+def imports(tree, package="rlmask"):
+    """Return the full names of all imported modules, wherever in the file."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            found.add(node.module)
+            if node.module == package:  # `from rlmask import checkpoint` imports a module
+                found |= {f"{package}.{alias.name}" for alias in node.names}
+    return found
+
+
+def functions(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def is_public(name):
+    return not name.startswith("_")
+
+
+def dotted(node):
+    """Return `a.b.c` for such an expression."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+@pytest.fixture(params=FILES, ids=name_of)
+def source(request):
+    return request.param
+
+
+@pytest.fixture
+def tree(source):
+    return ast.parse(source.read_text())
+
+
+def test_there_are_files():
+    assert {"ops/masking.py", "vector/mask.py", "ppo.py", "cli.py"} <= {name_of(f) for f in FILES}
+
+
+def test_the_library_never_imports_its_games(tree):
+    assert not [name for name in imports(tree) if name.split(".")[0] == "rlmask_envs"]
+
+
+def test_only_vector_knows_gymnasium(source, tree):
+    if name_of(source).startswith("vector/"):
+        return
+    gym = ("gymnasium", "gym", "pettingzoo")
+    assert not [name for name in imports(tree) if name.split(".")[0] in gym]
+
+
+def test_ops_are_torch_only(source, tree):
+    if not name_of(source).startswith("ops/"):
+        return
+    allowed = {"torch", "jaxtyping", "rlmask"} | sys.stdlib_module_names
+    names = imports(tree)
+    assert {name.split(".")[0] for name in names} <= allowed
+    assert {area(name) for name in names if name.startswith("rlmask")} <= {"ops"}
+
+
+def test_a_trainer_never_imports_another(source, tree):
+    if source.stem not in TRAINERS:
+        return
+    others = {f"rlmask.{name}" for name in TRAINERS - {source.stem}}
+    assert not others & imports(tree)
+
+
+def test_imports_go_down(source, tree):
+    own = name_of(source).removesuffix(".py").split("/")[0]
+    if own == "__init__":
+        return
+    levels = {name: level for level, names in enumerate(LAYERS) for name in names}
+    assert own in levels, f"give {own} a place in LAYERS"
+    for name in imports(tree):
+        other = area(name) if name.split(".")[0] == "rlmask" else ""
+        if other in levels and other != own:
+            assert levels[other] < levels[own], f"{own} imports {name}"
+
+
+def test_games_know_nothing_of_learning():
+    for path, tree in trees(sorted((ROOT / "envs").rglob("*.py"))).items():
+        found = {name.split(".")[0] for name in imports(tree, "rlmask_envs")}
+        assert not found & {"torch", "rlmask"}, path
+
+
+def test_a_file_asks_to_be_two(source):
+    lines = len(source.read_text().splitlines())
+    assert lines <= MAX_LINES or name_of(source) in LONG_FILES
+
+
+def test_a_function_asks_to_be_two(source, tree):
+    for function in functions(tree):
+        lines = function.end_lineno - function.lineno + 1
+        name = f"{name_of(source)}: {function.name}"
+        assert lines <= MAX_FUNCTION or name in LONG_FUNCTIONS, f"{name} has {lines} lines"
+
+
+def test_the_exceptions_are_needed():
+    files = {name_of(f) for f in FILES if len(f.read_text().splitlines()) > MAX_LINES}
+    assert files == set(LONG_FILES)
+    long = {
+        f"{name_of(path)}: {function.name}"
+        for path, tree in trees().items()
+        for function in functions(tree)
+        if function.end_lineno - function.lineno >= MAX_FUNCTION
+    }
+    assert long == set(LONG_FUNCTIONS)
+
+
+def test_nothing_executes_what_it_reads(tree):
+    assert not FORBIDDEN_MODULES & {name.split(".")[0] for name in imports(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            assert node.id not in FORBIDDEN_NAMES, f"line {node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert dotted(node) not in FORBIDDEN_CALLS, f"line {node.lineno}"
+        if isinstance(node, ast.keyword):
+            assert node.arg not in ("allow_pickle", "shell"), f"line {node.lineno}"
+
+
+def test_nothing_is_gone_under_optimization(tree):
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+def test_what_is_public_has_a_docstring(tree):
+    def check(nodes, owner):
+        for node in nodes:
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef) or not is_public(node.name):
+                continue
+            name = f"{owner}{node.name}"
+            is_protocol = isinstance(node, ast.ClassDef) and "Protocol" in map(dotted, node.bases)
+            assert ast.get_docstring(node), f"{name} has no docstring"
+            if isinstance(node, ast.ClassDef) and not is_protocol:
+                check(node.body, f"{name}.")
+
+    assert ast.get_docstring(tree) or not tree.body
+    check(tree.body, "")
+
+
+@pytest.mark.parametrize("name", ["utils", "util", "common", "base", "helpers", "registry", "misc"])
+def test_there_is_no_drawer_for_everything(name):
+    assert not [path for path in FILES if path.stem == name or name in path.parts]
+
+
+def test_test_directories_are_no_packages():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
