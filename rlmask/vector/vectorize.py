@@ -185,7 +185,7 @@ class _WorkerEnv(gym.Env):
                 "action_mask": spaces.MultiBinary(spec.action.num_actions),
             }
         )
-        self._nothing = create_empty_array(self.observation_space, fn=np.zeros)
+        self._nothing: Any = create_empty_array(self.observation_space, fn=np.zeros)
         nvec = spec.action.nvec
         self.action_space = (
             spaces.Discrete(nvec[0]) if len(nvec) == 1 else spaces.MultiDiscrete(list(nvec))
