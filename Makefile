@@ -13,11 +13,14 @@ demo: $(VENV)/.installed  ## train masked PPO on Taxi, evaluate, plot
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/pytest -q -n 2
 
-check: $(VENV)/.dev  ## what CI runs: format, lint, types, tests
+check: lint types test  ## what CI runs: format, lint, types, tests
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
 	$(BIN)/basedpyright
-	$(BIN)/pytest -q -n 2
 
 format: $(VENV)/.dev  ## rewrite the code in the house format
 	$(BIN)/ruff format .

@@ -150,7 +150,7 @@ def create_run(arguments: list[str]) -> Path:
     if run_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         run_dir = Path("runs") / f"{chosen.config.stem}-{config.settings.seed}-{stamp}"
-    runs.create(run_dir, config)
+    print(*runs.create(run_dir, config), sep="\n", flush=True)
     return run_dir
 
 

@@ -1,14 +1,13 @@
 """Rollouts of any policy in any env, with the masks that the env gives."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from rlmask.types import Episode, Policy
-from rlmask.vector import VectorEnv
+from rlmask.vector import EnvError, VectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ def evaluate(
     num_episodes: int,
     *,
     use_mask: bool = True,
-    on_step: Callable[[int], None] | None = None,
+    max_episode_steps: int = 100_000,
 ) -> list[Episode]:
     """Play until `num_episodes` have ended; return them in the order of env and episode.
 
@@ -49,11 +48,15 @@ def evaluate(
     Args:
         use_mask: False shows the policy a mask in which everything is valid, to see how much it
             depends on the true one; the envs must then not enforce theirs.
-        on_step: called after each step with the number of episodes that have ended.
+        max_episode_steps: a greedy policy can walk in circles for ever.
+
+    Raises:
+        EnvError: if no episode ends within `max_episode_steps`.
     """
     share = [len(range(i, num_episodes, envs.num_envs)) for i in range(envs.num_envs)]
     ended: list[list[Episode]] = [[] for _ in range(envs.num_envs)]
     obs, action_mask = envs.reset()
+    steps_since_an_end = 0
     while any(len(e) < s for e, s in zip(ended, share, strict=True)):
         seen: Tensor = action_mask if use_mask else torch.ones_like(action_mask)
         step = envs.step(policy(obs, seen))
@@ -61,8 +64,12 @@ def evaluate(
         for index, episode in zip(step.ended.tolist(), step.episodes, strict=True):
             if len(ended[index]) < share[index]:
                 ended[index].append(episode)
-        if on_step is not None:
-            on_step(sum(len(e) for e in ended))
+        steps_since_an_end = 0 if step.episodes else steps_since_an_end + 1
+        if steps_since_an_end >= max_episode_steps:
+            raise EnvError(
+                f"an evaluation episode of {envs.spec.games[0].env_id} did not end in "
+                f"{max_episode_steps} steps; set max_episode_steps in env_kwargs"
+            )
     return [episode for episodes in ended for episode in episodes]
 
 

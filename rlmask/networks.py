@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlmask.normalize import update_moments
-from rlmask.ops import masked_argmax, masked_sample, split_parts
+from rlmask.ops import masked_argmax, masked_inverse_cdf, split_parts
 from rlmask.types import ActionSpec, ObsSpec, Policy
 
 Activation = Literal["tanh", "relu"]
@@ -230,9 +230,11 @@ def actor_policy(
     def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
         logits = split_parts(network(obs.to(device))[0], nvec)
         mask = split_parts(action_mask.to(device), nvec)
-        action = (
-            masked_argmax(logits, mask) if greedy else masked_sample(logits, mask, generator)[0]
-        )
+        if greedy:
+            action = masked_argmax(logits, mask)
+        else:  # drawn on the CPU, where the generator is
+            uniform = torch.rand(mask.shape[:-1], generator=generator).to(device)
+            action, _ = masked_inverse_cdf(logits, mask, uniform)
         return action.to(obs.device)
 
     return policy

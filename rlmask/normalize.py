@@ -1,7 +1,8 @@
 """Running moments of observations and rewards, frozen while a rollout is in use.
 
-The statistics of a step are applied from the next update on. Within an update every network sees
-the same scaling, so the first probability ratio of PPO is exactly 1.
+Observations are scaled by what was seen before the rollout (nothing, in the first), so that within
+an update every network sees the same scaling and the first probability ratio of PPO is exactly 1.
+Rewards are scaled by what was seen up to the end of the rollout.
 """
 
 import torch
@@ -48,11 +49,12 @@ class RewardScaler:
 
     def observe(self, reward: Float[Tensor, " T N"], ended: Bool[Tensor, " T N"]) -> None:
         """Add the rewards of a rollout to the statistics."""
-        returns = torch.empty(reward.shape, dtype=torch.float64)
+        reward, ended = reward.double().cpu(), ended.cpu()
+        returns = torch.empty_like(reward)
         for t in range(reward.shape[0]):
-            self._discounted = self._discounted * self._gamma + reward[t].double().cpu()
+            self._discounted = self._discounted * self._gamma + reward[t]
             returns[t] = self._discounted
-            self._discounted = self._discounted * ~ended[t].cpu()
+            self._discounted = self._discounted * ~ended[t]
         moments = update_moments(self._mean, self._var, self._count, returns.flatten())
         self._mean, self._var, self._count = moments
 

@@ -134,6 +134,8 @@ class PPOConfig:
         """
         if bool(self.env) == bool(self.games):
             raise ValueError("set either env or games")
+        if self.games and (self.env_kwargs or self.mask_source != "auto"):
+            raise ValueError("with games, env_kwargs and mask_source belong to each of the games")
         num_games = max(1, len(self.games))
         if self.num_envs < 1 or self.num_envs % num_games:
             raise ValueError(
@@ -208,10 +210,12 @@ def train(
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
-        FloatingPointError: if the loss is not finite; the network is then as before that update.
+        FloatingPointError: if logits or a gradient are not finite; the weights are then as before
+            that minibatch. Resuming goes back to the last checkpoint.
     """
     torch.set_num_threads(config.num_threads)
-    set_debug(config.debug)
+    if config.debug:
+        set_debug(True)
     device = choose_device(config.device)
     envs = make_vector(
         config.all_games,
@@ -234,17 +238,20 @@ def _train(
     weights = flatten_parameters(network)
     optimizer = torch.optim.Adam([weights], lr=config.learning_rate, eps=1e-5, fused=True)
     scaler = RewardScaler(config.num_envs, config.gamma)
-    recent: deque[Episode] = deque(maxlen=100)
     names = game_names(config.all_games)
+    recent: list[deque[Episode]] = [deque(maxlen=100) for _ in names]
     first_update = 0
     if resume is None:
         obs, action_mask = envs.reset()
     else:
         network.load_state_dict(resume["network"])
-        optimizer.state[weights].update(resume["optimizer"])
+        # copies: Adam works in place, and the state belongs to the caller
+        moments = resume["optimizer"].items()
+        optimizer.state[weights].update({k: v.to(device, copy=True) for k, v in moments})
         generator.set_state(resume["generator"])
         scaler.restore(resume["reward_scaler"])
-        recent.extend(Episode(**episode) for episode in resume["recent_episodes"])
+        for episode in resume["recent_episodes"]:
+            recent[episode["game"]].append(Episode(**episode))
         first_update = resume["update"]
         obs, action_mask = envs.restore(resume["envs"])
 
@@ -257,9 +264,11 @@ def _train(
         rollout, episodes, obs, action_mask = collect(
             envs, network, obs, action_mask, config.num_steps, generator, device
         )
-        recent.extend(episodes)
-        reward = scaler.scale(rollout.reward) if config.normalize_reward else rollout.reward
+        for episode in episodes:
+            recent[episode.game].append(episode)
         ended = rollout.terminated | rollout.truncated
+        scaler.observe(rollout.reward, ended)
+        reward = scaler.scale(rollout.reward) if config.normalize_reward else rollout.reward
         advantage = generalized_advantage_estimation(
             reward,
             rollout.value,
@@ -281,10 +290,9 @@ def _train(
         losses = learn(network, weights, optimizer, batch, config, generator)
         if network.normalize_obs:
             network.observe(batch.obs)
-        scaler.observe(rollout.reward, ended)
 
         metrics = {
-            **episode_metrics(recent, names),
+            **episode_metrics([e for game in recent for e in game], names),
             **losses,
             "loss/explained_variance": explained_variance(batch.value, batch.value_target).item(),
             "mask/valid_fraction": batch.action_mask.float().mean().item(),
@@ -300,7 +308,7 @@ def _train(
                 "optimizer": dict(optimizer.state[weights]),
                 "generator": generator.get_state(),
                 "reward_scaler": scaler.capture(),
-                "recent_episodes": [vars(episode) for episode in recent],
+                "recent_episodes": [vars(e) for game in recent for e in game],
                 "envs": envs.capture(),
             }
 
@@ -372,23 +380,24 @@ def collect(
         obs, action_mask = obs.to(device), action_mask.to(device)
         with torch.inference_mode():
             logits, value = network(obs)
-            action, log_prob = masked_inverse_cdf(
-                split_parts(logits, nvec), split_parts(action_mask, nvec), uniform[t]
-            )
+            try:
+                action, log_prob = masked_inverse_cdf(
+                    split_parts(logits, nvec), split_parts(action_mask, nvec), uniform[t]
+                )
+            except RuntimeError as error:
+                if logits.isfinite().all():
+                    raise
+                raise FloatingPointError(
+                    "the policy's scores are not finite. Look for huge observations, or lower "
+                    "learning_rate"
+                ) from error
         facts.append((obs, action_mask, action, log_prob, value))
         step = envs.step(action.cpu())
         steps.append(step)
         obs, action_mask = step.obs, step.action_mask
 
     all_obs, masks, actions, log_prob, value = (torch.stack(x) for x in zip(*facts, strict=True))
-    # the value of a successor is the value of the next row, except where the env has reset
-    with torch.no_grad():
-        next_value = torch.cat([value[1:], network(obs.to(device))[1].unsqueeze(0)])
-        for t, step in enumerate(steps):
-            cut = step.truncated[step.ended] & ~step.terminated[step.ended]
-            if len(cut) and cut.any():
-                final_value = network(step.final_obs[cut].to(device))[1]
-                next_value[t, step.ended[cut].to(device)] = final_value
+    next_value = successor_values(network, value, obs, steps, device)
     rollout = Rollout(
         obs=all_obs,
         action_mask=masks,
@@ -402,6 +411,28 @@ def collect(
     )
     episodes = [episode for step in steps for episode in step.episodes]
     return rollout, episodes, obs, action_mask
+
+
+@torch.no_grad()
+def successor_values(
+    network: ActorCritic,
+    value: Tensor,
+    last_obs: Tensor,
+    steps: list[VectorStep],
+    device: torch.device,
+) -> Tensor:
+    """Return the value of the true successor of each step [T, N].
+
+    It is the value of the next row, except where the env has reset: there the final observation
+    counts. (Of a terminated step the value is not used.)
+    """
+    next_value = torch.cat([value[1:], network(last_obs.to(device))[1].unsqueeze(0)])
+    for t, step in enumerate(steps):
+        cut = step.truncated[step.ended] & ~step.terminated[step.ended]
+        if len(cut) and cut.any():
+            final_value = network(step.final_obs[cut].to(device))[1]
+            next_value[t, step.ended[cut].to(device)] = final_value
+    return next_value
 
 
 def learn(
@@ -451,19 +482,28 @@ def learn(
             gradients = torch.autograd.grad((logits, value), parameters, (grad_logits, grad_value))
             weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
             norm = torch.linalg.vector_norm(weights.grad)
-            grad_norm = float(norm)
-            if not math.isfinite(grad_norm):
-                raise FloatingPointError(
-                    f"the gradient is not finite (losses {losses}). Look for huge rewards or "
-                    "observations, or lower learning_rate"
-                )
-            if grad_norm > config.max_grad_norm:
-                weights.grad.mul_(config.max_grad_norm / grad_norm)
-            optimizer.step()
             rows.append(torch.stack([*losses, norm]))
             if config.target_kl is not None and losses.approx_kl > 1.5 * config.target_kl:
-                return mean_losses(rows)
+                return mean_losses(rows)  # before a step that would go further still
+            clip_gradient(weights, float(norm), config.max_grad_norm, losses)
+            optimizer.step()
     return mean_losses(rows)
+
+
+def clip_gradient(weights: Tensor, norm: float, max_norm: float, losses: PPOLosses) -> None:
+    """Scale the gradient down to `max_norm` if its `norm` is larger.
+
+    Raises:
+        FloatingPointError: if it is not finite.
+    """
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient is not finite (policy loss {losses.policy.item():.3g}, value loss "
+            f"{losses.value.item():.3g}). Look for huge rewards or observations, or lower "
+            "learning_rate"
+        )
+    if norm > max_norm and weights.grad is not None:
+        weights.grad.mul_(max_norm / norm)
 
 
 def standardize(x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from rlmask.checkpoint import write_synced
-from rlmask.config import to_settings
 from rlmask.evaluate import Evaluation, evaluate, summarize
 from rlmask.log import Log, plot_learning_curve
 from rlmask.runs import (
@@ -24,6 +25,7 @@ from rlmask.runs import (
     newest_checkpoint,
     read_config,
     save_checkpoint,
+    settings_text,
 )
 from rlmask.types import Policy
 from rlmask.vector import game_names, make_vector
@@ -103,7 +105,7 @@ def _train(
                 run = {
                     "seconds": seconds,
                     "env_steps": update.env_steps,
-                    "settings": to_settings(settings),
+                    "settings": settings_text(config),
                 }
                 log.flush()
                 save_checkpoint(run_dir, update, run)
@@ -137,6 +139,7 @@ def evaluate_games(
         seed: of the episodes; None: the run's. Training never sees the episodes of any seed here.
         use_mask: False hides the mask from the policy, see `evaluate`.
     """
+    torch.set_num_threads(settings.num_threads)  # sums round differently with their number
     games = settings.all_games
     envs_per_game = min(num_episodes, 16)
     envs = make_vector(
@@ -177,6 +180,7 @@ def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
     state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
     if state is None:
         raise RunError(f"{run_dir} has no checkpoint yet; train it by `rlmask train --resume`")
+    check_unchanged(config, state, run_dir / "config.yaml")
     _, _, load_policy = ALGORITHMS[config.algo]
     return load_policy(config.settings, state, greedy=greedy, seed=seed)
 

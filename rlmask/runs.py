@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ ALGORITHMS = {"ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy)}
 
 
 # what may differ between a checkpoint and the run that goes on from it
-MAY_CHANGE = ("total_steps", "vectorization", "device", "num_threads", "debug")
+MAY_CHANGE = ("total_steps", "device", "num_threads", "debug")
 
 
 class RunError(ValueError):
@@ -98,8 +98,8 @@ def parse_config(settings: Mapping[str, Any], source: str) -> RunConfig:
     )
 
 
-def create(run_dir: Path, config: RunConfig) -> None:
-    """Make a run directory with its config, whole or not at all.
+def create(run_dir: Path, config: RunConfig) -> list[str]:
+    """Make a run directory with its config, whole or not at all; say where each game has its mask.
 
     Raises:
         RunError: if there is something at that place already.
@@ -111,11 +111,15 @@ def create(run_dir: Path, config: RunConfig) -> None:
             f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
             "or choose another --run-dir"
         )
-    choose_device(config.settings.device)
+    # `auto` is settled here: a run does not change its device when it is resumed elsewhere
+    device = choose_device(config.settings.device).type
+    config = replace(config, settings=replace(config.settings, device=device))
     if config.settings.vectorization == "native":
-        make_vector(config.settings.all_games, 1, 0, vectorization="native").close()
+        envs = make_vector(config.settings.all_games, 1, 0, vectorization="native")
+        spec = envs.spec
+        envs.close()
     else:
-        join(config.settings.all_games, config.settings.num_actions)
+        spec = join(config.settings.all_games, config.settings.num_actions)
     partial = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.partial")
     settings = {"algo": config.algo, **to_settings(config.settings), **to_settings(config.options)}
     try:
@@ -129,6 +133,12 @@ def create(run_dir: Path, config: RunConfig) -> None:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"cannot make run directory {run_dir}: {error.strerror}") from error
+    return [
+        f"{game.env_id}: no mask found, every action counts as valid"
+        if game.mask_source == "none"
+        else f"{game.env_id}: masks from `{game.mask_source}`"
+        for game in spec.games
+    ]
 
 
 def read_config(run_dir: Path) -> RunConfig:
@@ -160,8 +170,9 @@ def save_checkpoint(run_dir: Path, update: Update, run: Mapping[str, Any]) -> No
     checkpoint.save(directory, {**update.capture(), "run": dict(run)})
     for old in checkpoints(run_dir)[:-2]:
         _remove(old)
-    for remains in directory.parent.glob(".*"):  # of a process that was killed while it saved
-        shutil.rmtree(remains)
+    for ending in ("partial", "old"):  # left by a process that was killed while it saved
+        for remains in directory.parent.glob(f".*.{ending}"):
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -201,18 +212,26 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def settings_text(config: RunConfig) -> str:
+    """Return the algorithm's settings as YAML, which can hold any keyword of an env."""
+    return yaml.safe_dump(to_settings(config.settings), sort_keys=False)
+
+
 def check_unchanged(config: RunConfig, state: Mapping[str, Any], path: Path) -> None:
     """Raise if a run's config no longer describes what its checkpoint was trained with.
 
     Raises:
         ConfigError: names the first setting that differs.
     """
-    before, now = state["run"]["settings"], to_settings(config.settings)
+    before, now = yaml.safe_load(state["run"]["settings"]), to_settings(config.settings)
+    is_native = "native" in (before["vectorization"], now["vectorization"])
+    may_change = (*MAY_CHANGE, *(() if is_native else ("vectorization",)))
     for name in now:
-        if name not in MAY_CHANGE and now[name] != before.get(name):
+        # as text: NaN is not equal to itself
+        if name not in may_change and yaml.safe_dump(now[name]) != yaml.safe_dump(before[name]):
             raise ConfigError(
                 f"{path}: {name} is {now[name]!r}, but the checkpoint was trained with "
-                f"{before.get(name)!r}; change it back, or start another run"
+                f"{before[name]!r}; change it back, or start another run"
             )
 
 

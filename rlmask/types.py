@@ -123,7 +123,7 @@ class Update:
         env_steps: env steps done, over all envs.
         metrics: `area/name` -> value; the names are listed in docs/metrics.md.
         episodes: the episodes that ended since the last update.
-        policy: the policy as it is now; sampling, with its own generator.
+        policy: the policy as it is now, greedy.
         capture: returns everything that `train(config, resume=...)` needs to go on bit for bit: a
             tree of dicts and lists with tensors, arrays, numbers, strings at its leaves. Valid
             until the trainer goes on.

@@ -9,19 +9,23 @@ from rlmask.evaluate import evaluate, summarize
 from rlmask.ops import InvalidActionError
 from rlmask.ppo import PPOConfig
 from rlmask.types import ActionSpec, Episode, ObsSpec
-from rlmask.vector import Game, VectorSpec, VectorStep, make_vector
+from rlmask.vector import EnvError, Game, VectorSpec, VectorStep, make_vector
 
 
 class Scripted:
-    """Env i has episodes of i + 1 steps; the return of its k-th, from 0, is 10 i + k."""
+    """Env i has episodes of i + 1 steps; the return of its k-th, from 0, is 10 i + k.
 
-    def __init__(self, num_envs):
+    Episodes of env `endless` do not end.
+    """
+
+    def __init__(self, num_envs, endless=None):
         self.num_envs = num_envs
+        self.endless = endless
         self.t, self.episode = torch.zeros(2, num_envs, dtype=torch.int64)
         self.spec = VectorSpec(
             obs=ObsSpec(kind="discrete", shape=(), dtype="int64", n=num_envs),
             action=ActionSpec(nvec=(3,)),
-            games=(),
+            games=(Game(env_id="Scripted-v0"),),
             obs_offsets=(0,),
         )
         self.masks = torch.tensor([[True, False, True]]).expand(num_envs, 3)
@@ -32,8 +36,11 @@ class Scripted:
 
     def step(self, action):
         self.actions.append(action)
+        assert len(self.actions) < 1000, "this goes on for ever"
         self.t += 1
         length = torch.arange(self.num_envs) + 1
+        if self.endless is not None:
+            length[self.endless] = 1_000_000
         ended = (self.t == length).nonzero()[:, 0]
         episodes = [
             Episode(game=0, episode_return=10.0 * i + self.episode[i].item(), episode_length=i + 1)
@@ -87,17 +94,27 @@ def counter_envs(num_envs, enforce=True, **env_kwargs):
 def test_every_env_plays_its_own_share():
     # 6 episodes in 4 envs are 2, 2, 1, 1. The first six to end would be three of env 0, after steps
     # 1, 2, 3, one of env 1 after step 2 ... and none of env 3.
-    ended = []
-    episodes = evaluate(Script(), Scripted(4), 6, on_step=ended.append)
+    envs = Scripted(4)
+    episodes = evaluate(Script(), envs, 6)
     assert [e.episode_return for e in episodes] == [0, 1, 10, 11, 20, 30]
     assert [e.episode_length for e in episodes] == [1, 1, 2, 2, 3, 4]
-    # ended after step 1: env 0. 2: its second, and env 1. 3: env 2. 4: env 1 again, and env 3.
-    assert ended == [1, 3, 4, 6]
+    assert len(envs.actions) == 4  # then envs 1 and 3 have ended the last two
 
 
 def test_fewer_episodes_than_envs():
     episodes = evaluate(Script(), Scripted(4), 2)
     assert [e.episode_return for e in episodes] == [0, 10]
+
+
+@pytest.mark.parametrize("endless", [0, 1])
+def test_an_episode_that_does_not_end_is_an_error(endless):
+    with pytest.raises(EnvError, match=r"Scripted-v0 did not end in 50 steps.*max_episode_steps"):
+        evaluate(Script(), Scripted(2, endless), 2, max_episode_steps=50)
+
+
+def test_the_limit_is_on_an_episode_not_on_the_evaluation():
+    # env 1 needs 2 steps for each of its 20 episodes
+    assert len(evaluate(Script(), Scripted(2), 40, max_episode_steps=10)) == 40
 
 
 def test_the_policy_sees_the_masks_and_its_actions_are_taken():

@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import fcntl
 import itertools
 import json
@@ -88,13 +89,6 @@ def interrupt(run_dir, update):
     with pytest.raises(Interrupted):
         run.train(run_dir, Watch(**{f"after_{update}": send(signal.SIGTERM)}))
     assert read_metrics(run_dir)[-1]["update"] == update
-
-
-def train_in_process(run_dir):
-    """Go on with a run in a process of its own."""
-    command = [sys.executable, "-m", "rlmask.cli", "train", "--resume", str(run_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def leaves(tree, path=""):
@@ -263,14 +257,6 @@ def test_a_run_resumed_after_every_update_is_equal(tmp_path, reference):
 
 
 @pytest.mark.slow
-def test_a_run_resumed_in_another_process_is_equal(tmp_path, reference):
-    run_dir = make(tmp_path / "run")
-    interrupt(run_dir, 2)
-    train_in_process(run_dir)
-    assert_equal(run_dir, reference)
-
-
-@pytest.mark.slow
 def test_an_async_run_is_equal_to_a_sync_one_and_so_is_its_resume(tmp_path, reference):
     run_dir = make(tmp_path / "run", dataclasses.replace(TAXI, vectorization="async"))
     interrupt(run_dir, 2)
@@ -349,6 +335,39 @@ def test_a_config_that_was_edited_beside_its_checkpoint_is_refused(tmp_path, fie
         run.train(run_dir, Watch())
 
 
+def test_a_policy_is_not_read_with_another_config(tmp_path, reference):
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference, run_dir)
+    changed = to_settings(dataclasses.replace(TAXI, hidden_sizes=(16, 8)))
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"algo": "ppo", **changed}))
+    with pytest.raises(ConfigError, match="hidden_sizes"):
+        run.load(run_dir)
+
+
+def test_a_run_can_be_made_longer(tmp_path, reference):
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference, run_dir)
+    longer = to_settings(dataclasses.replace(TAXI, total_steps=6 * BATCH))
+    options = {"eval_episodes": 2}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"algo": "ppo", **longer, **options}))
+    watch = Watch()
+    run.train(run_dir, watch)
+    assert (watch.first, watch.updates) == (UPDATES * BATCH, 2)
+    assert read_metrics(run_dir)[:4] == read_metrics(reference)
+    assert [record["update"] for record in read_metrics(run_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("value", [{1: 2}, {"day": datetime.date(2024, 1, 2)}, {"x": math.nan}])
+def test_keywords_of_an_env_that_only_yaml_can_hold(tmp_path, value):
+    # this keyword of CartPole counts as true or false
+    settings = ppo(env="CartPole-v1", env_kwargs={"sutton_barto_reward": value})
+    whole, halves = make(tmp_path / "whole", settings), make(tmp_path / "halves", settings)
+    run.train(whole, Watch())
+    interrupt(halves, 2)
+    run.train(halves, Watch())
+    assert_equal(halves, whole)
+
+
 # signals
 
 
@@ -409,7 +428,7 @@ gym.register("SlowTaxi-v0", entry_point=SlowTaxi, max_episode_steps=200)
 
 
 @pytest.mark.slow
-def test_signals_to_a_process_of_the_command_line(tmp_path, monkeypatch):
+def test_a_process_stopped_by_a_signal_is_resumed_in_another(tmp_path, monkeypatch):
     # an update takes 0.6 s, so that the signal comes long before the last; no evaluation until then
     (tmp_path / "slow_taxi.py").write_text(SLOW_TAXI)
     monkeypatch.syspath_prepend(tmp_path)
@@ -499,6 +518,16 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     names = [path.name for path in runs.checkpoints(tmp_path)]
     assert names == ["000007", "999999", "1000000"]
+
+
+def test_files_of_others_beside_the_checkpoints_do_not_matter(tmp_path):
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    (run_dir / "checkpoints").mkdir()
+    for name in (".DS_Store", ".nfs0001", "readme.txt"):  # of macOS, of a network disk, of a person
+        (run_dir / "checkpoints" / name).touch()
+    run.train(run_dir, Watch())
+    assert [path.name for path in runs.checkpoints(run_dir)] == ["000003", "000004"]
+    assert (run_dir / "checkpoints" / "readme.txt").exists()
 
 
 class Killed(BaseException):

@@ -1,0 +1,1 @@
+"""Native games with real masks.."""

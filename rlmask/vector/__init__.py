@@ -63,7 +63,7 @@ def make_vector(
         vectorization: `sync`, one process; `async`, one process an env; `native`, the env's own.
         num_actions: size of the union; None: what the games need.
         stream: 0 for training, 1 for evaluation.
-        enforce: raise on an invalid action; otherwise count it (not for `native`).
+        enforce: raise on an invalid action; otherwise count it.
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause.
@@ -79,7 +79,7 @@ def make_vector(
     if vectorization == "native":
         if len(games) > 1:
             raise EnvError("vectorization `native` takes one game; set it to `sync` for several")
-        return NativeVector(next(iter(games)), num_envs, seed, stream, num_actions)
+        return NativeVector(next(iter(games)), num_envs, seed, stream, num_actions, enforce)
     spec = join(games, num_actions)
     make = partial(MaskedEnv, spec, seed=seed, stream=stream, enforce=enforce)
     if vectorization == "async":

@@ -50,6 +50,8 @@ def check_env(game: Game, num_steps: int, seed: int) -> list[Finding]:
     try:
         findings += play(env, spec, num_steps, rng)
         findings.append(check_replay(env, spec, seed))
+        if source != "none":
+            findings += [check_aliasing(spec), check_invalid(spec, seed)]
     except InvalidActionError as error:
         findings.append(
             Finding("error", f"the env refused an action that its mask allows: {error}")
@@ -61,9 +63,7 @@ def check_env(game: Game, num_steps: int, seed: int) -> list[Finding]:
         findings.append(Finding("error", text))
     finally:
         env.close()
-    if source == "none":
-        return findings
-    return [*findings, check_aliasing(spec), check_invalid(spec, seed)]
+    return findings
 
 
 def play(
@@ -148,6 +148,8 @@ def check_invalid(spec: VectorSpec, seed: int) -> Finding:
             return Finding("note", "met no invalid action to try")
         try:
             env.step(mask.index(0))
+        except (MaskError, EnvError):
+            raise
         except Exception as error:
             return Finding("ok", f"the env refuses an invalid action ({type(error).__name__})")
     finally:

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import iterate
 from torch import Tensor
 
+from rlmask.ops import InvalidActionError
 from rlmask.types import Episode
 from rlmask.vector.env import episode_seed
 from rlmask.vector.games import Game, VectorSpec
@@ -42,8 +43,15 @@ class NativeVector:
     """
 
     def __init__(
-        self, game: Game, num_envs: int, seed: int, stream: int, num_actions: int | None = None
+        self,
+        game: Game,
+        num_envs: int,
+        seed: int,
+        stream: int,
+        num_actions: int | None = None,
+        enforce: bool = True,
     ) -> None:
+        self._enforce = enforce
         self._envs = make_native(game, num_envs)
         self.num_envs = num_envs
         self._seed, self._stream, self._resets = seed, stream, 0
@@ -73,16 +81,24 @@ class NativeVector:
         )
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
+        self._invalid = np.zeros(num_envs, np.int64)
+        self._part_starts = np.cumsum((0, *own_action.nvec[:-1]))
+        self._masks = np.zeros((num_envs, own_action.num_actions), bool)
 
     def reset(self) -> tuple[Tensor, Tensor]:
         """Start an episode in every env; return obs [N, *obs] and mask [N, A]."""
         self._resets += 1
         obs, info = self._envs.reset(seed=episode_seed(self._seed, self._stream, 0, self._resets))
-        self._returns[:], self._lengths[:] = 0, 0
-        return self._read_obs(obs), torch.from_numpy(self._read_masks(obs, info))
+        self._returns[:], self._lengths[:], self._invalid[:] = 0, 0, 0
+        return self._read_obs(obs), self._read_masks(obs, info)
 
     def step(self, action: Tensor) -> VectorStep:
-        """Take one action [N, *parts] in every env. The env itself refuses an invalid one."""
+        """Take one action [N, *parts] in every env.
+
+        Raises:
+            InvalidActionError: if a mask rules its action out and masks are enforced.
+        """
+        self._check_action(action.numpy())
         own = np.stack([np.asarray(self._to_action(a)) for a in action.tolist()])
         obs, reward, terminated, truncated, info = self._envs.step(own)
         self._where.step += 1
@@ -101,13 +117,14 @@ class NativeVector:
                 game=0,
                 episode_return=float(self._returns[i]),
                 episode_length=int(self._lengths[i]),
+                invalid_actions=int(self._invalid[i]),
             )
             for i in ended
         ]
-        self._returns[ended], self._lengths[ended] = 0, 0
+        self._returns[ended], self._lengths[ended], self._invalid[ended] = 0, 0, 0
         return VectorStep(
             obs=self._read_obs(obs),
-            action_mask=torch.from_numpy(self._read_masks(obs, info)),
+            action_mask=self._read_masks(obs, info),
             reward=torch.from_numpy(reward),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
@@ -124,6 +141,7 @@ class NativeVector:
             "resets": self._resets,
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
+            "invalid": self._invalid.copy(),
         }
         if hasattr(self._envs, "capture_state"):
             state["env"] = self._envs.unwrapped.capture_state()
@@ -142,7 +160,8 @@ class NativeVector:
             return self.reset()
         obs, info = self._envs.unwrapped.restore_state(state["env"])
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
-        return self._read_obs(obs), torch.from_numpy(self._read_masks(obs, info))
+        self._invalid = state["invalid"].copy()
+        return self._read_obs(obs), self._read_masks(obs, info)
 
     def close(self) -> None:
         """Close the envs."""
@@ -163,11 +182,27 @@ class NativeVector:
             raise EnvError(f"{self._where}: an observation is not finite")
         return torch.from_numpy(array)
 
-    def _read_masks(self, obs: Any, info: Mapping[str, Any]) -> np.ndarray:
-        """Return checked masks [N, A] of states in which the episode goes on."""
+    def _check_action(self, action: np.ndarray) -> None:
+        """Refuse or count actions that the masks of the current states rule out."""
+        index = action.reshape(self.num_envs, -1)
+        within = ((index >= 0) & (index < self.spec.action.nvec)).all(-1)
+        place = np.where(np.expand_dims(within, 1), index + self._part_starts, 0)
+        valid = within & np.take_along_axis(self._masks, place, 1).all(-1)
+        accepted = valid if self._enforce else within
+        if not accepted.all():
+            self._where.index = int(np.argmin(accepted))
+            raise InvalidActionError(
+                f"{self._where}: action {action[self._where.index].tolist()} is invalid here; "
+                "choose with the mask that came with the observation"
+            )
+        self._invalid += np.logical_not(valid)
+
+    def _read_masks(self, obs: Any, info: Mapping[str, Any]) -> Tensor:
+        """Return checked masks [N, A] of states in which the episode goes on, and keep them."""
         nvec = self.spec.action.nvec
         if self._source == "none":
-            return np.ones((self.num_envs, sum(nvec)), bool)
+            self._masks = np.ones((self.num_envs, sum(nvec)), bool)
+            return torch.from_numpy(self._masks.copy())
         if self._source == "method":
             raw = self._envs.action_masks()
         else:
@@ -180,7 +215,8 @@ class NativeVector:
             for index, row in enumerate(masks):
                 self._where.index = index
                 check_not_empty(row.tobytes(), nvec, self._where)
-        return masks
+        self._masks = masks
+        return torch.from_numpy(masks.copy())
 
     def _checked(self, raw: Any, rows: int) -> np.ndarray:
         shape = (rows, self.spec.action.num_actions)

@@ -18,10 +18,10 @@ class SpaceError(ValueError):
 def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
     """Return what an observation of this space becomes, and the function that brings it there.
 
-    Discrete -> an index from 0. Box of three axes -> an image, channels last (the shorter of the
-    first and the last axis is the channel axis). Any other Box -> a flat float32 vector.
-    MultiBinary, MultiDiscrete, Dict and Tuple -> a flat float32 vector as
-    `gymnasium.spaces.flatten` makes it.
+    Discrete -> an index from 0. Box of three axes -> an image, channels last; the channel axis is
+    the odd one out of (n, n, c) and (c, n, n), else the shorter of the first and the last. Any
+    other Box -> a flat float32 vector. MultiBinary, MultiDiscrete, Dict and Tuple -> a flat float32
+    vector as `gymnasium.spaces.flatten` makes it.
 
     Raises:
         SpaceError: for spaces of varying size (Sequence, Graph, Text).
@@ -33,9 +33,11 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
             lambda obs: int(obs) - start,
         )
     if isinstance(space, spaces.Box) and len(space.shape) == 3:
-        first, _, last = space.shape
+        first, middle, last = space.shape
+        is_square = first == middle or middle == last
+        channels_first = first != middle if is_square else first < last
         dtype = "uint8" if space.dtype == np.uint8 else "float32"
-        if first < last:
+        if channels_first:
             shape = (*space.shape[1:], first)
             return ObsSpec(kind="image", shape=shape, dtype=dtype), lambda obs: np.moveaxis(
                 obs, 0, -1

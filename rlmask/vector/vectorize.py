@@ -158,6 +158,8 @@ class AsyncVector:
     def close(self) -> None:
         """End the worker processes."""
         self._pool._state = AsyncState.DEFAULT  # wait for no answer, above all not of the dead
+        for process in self._pool.processes:
+            process.kill()
         self._pool.close(terminate=True)
 
     def _read(self, observed: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -170,8 +172,9 @@ class _WorkerEnv(gym.Env):
 
     def __init__(self, make: partial[MaskedEnv], index: int) -> None:
         if multiprocessing.parent_process() is not None:
-            # Ctrl-C reaches the whole process group; the parent decides when the workers end
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # a signal may reach the whole process group; the parent decides when the workers end
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_IGN)
         self._env = make(index=index)
         self._index = index
         spec = self._env.spec

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from torch.testing import assert_close
 
+from rlmask.ops import InvalidActionError
 from rlmask.vector import (
     EnvError,
     Game,
@@ -273,12 +274,23 @@ def test_a_wrong_source_is_an_error_that_names_the_right_one(named, where):
     assert f"set mask_source to `{where}`" in str(caught.value).lower()
 
 
-def test_the_env_refuses_an_invalid_action_itself():
+def test_an_invalid_action_is_refused_before_the_env_sees_it():
     vector = make("Counters")
     vector.reset()  # at t = 0 all are valid, at t = 1 only action 0
     vector.step(REPEAT)
-    with pytest.raises(ValueError, match="an invalid action"):
-        vector.step(REPEAT + 1)
+    with pytest.raises(InvalidActionError, match=r"Counters-v0, env 2, .*action 1 is invalid"):
+        vector.step(torch.tensor([0, 0, 1, 0]))
+    with pytest.raises(InvalidActionError, match=r"env 1, .*action -1 "):
+        vector.step(torch.tensor([0, -1, 0, 0]))
+
+
+def test_an_invalid_action_is_counted_where_masks_are_not_enforced():
+    game = Game(env_id="rlmask-tests/NativeSpaces-v0", env_kwargs={"mask": [[1, 0, 1]] * NUM_ENVS})
+    vector = make_vector((game,), NUM_ENVS, SEED, vectorization="native", enforce=False)
+    vector.reset()
+    vector.step(torch.tensor([1, 0, 2, 1]))
+    episodes = vector.step(torch.tensor([1, 1, 2, 0])).episodes
+    assert [episode.invalid_actions for episode in episodes] == [2, 1, 0, 1]
 
 
 OBSERVATIONS = [
