@@ -55,8 +55,8 @@ def evaluate(
     """
     share = [len(range(i, num_episodes, envs.num_envs)) for i in range(envs.num_envs)]
     ended: list[list[Episode]] = [[] for _ in range(envs.num_envs)]
+    running = torch.zeros(envs.num_envs, dtype=torch.int64)  # steps since the last end
     obs, action_mask = envs.reset()
-    steps_since_an_end = 0
     while any(len(e) < s for e, s in zip(ended, share, strict=True)):
         seen: Tensor = action_mask if use_mask else torch.ones_like(action_mask)
         step = envs.step(policy(obs, seen))
@@ -64,11 +64,13 @@ def evaluate(
         for index, episode in zip(step.ended.tolist(), step.episodes, strict=True):
             if len(ended[index]) < share[index]:
                 ended[index].append(episode)
-        steps_since_an_end = 0 if step.episodes else steps_since_an_end + 1
-        if steps_since_an_end >= max_episode_steps:
+        running += 1
+        running[step.ended] = 0
+        if int(running.max()) >= max_episode_steps:
+            game = envs.spec.games[int(running.argmax()) % len(envs.spec.games)]
             raise EnvError(
-                f"an evaluation episode of {envs.spec.games[0].env_id} did not end in "
-                f"{max_episode_steps} steps; set max_episode_steps in env_kwargs"
+                f"an evaluation episode of {game.env_id} did not end in {max_episode_steps} "
+                "steps; set max_episode_steps in env_kwargs"
             )
     return [episode for episodes in ended for episode in episodes]
 

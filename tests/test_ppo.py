@@ -161,7 +161,7 @@ def test_learning_multi_discrete(env, kwargs, target):
     settings = config(
         env,
         env_kwargs=kwargs,
-        total_steps=20_000,
+        total_steps=10_240,
         num_envs=16,
         num_steps=32,
         num_minibatches=8,
