@@ -1,13 +1,14 @@
 """Kill a training run at random moments, resume it, and compare it with one left in peace.
 
-    python scripts/kill_and_resume.py              # 50 kills, about 10 minutes on 2 cores
+    python scripts/kill_and_resume.py              # 50 kills, about a quarter of an hour on 2 cores
     python scripts/kill_and_resume.py --kills 200 --seed 1
 
 Measures how often a run that SIGKILL hit can be resumed, and how often it then ends as if nothing
 had happened. First `rlmask train` trains Taxi-v4 undisturbed, with a checkpoint after every update.
 Then, `--kills` times, the same run is started in a process of its own, killed after a time drawn
-uniformly from 0 to the duration of the undisturbed one, and resumed by `rlmask train --resume`; if
-the kill came before there was a run directory, it is started again. `resumed` counts the runs that
+uniformly from 0 to the duration of the undisturbed one (again, if the run had ended by then), and
+resumed by `rlmask train --resume`; if the kill came before there was a run directory, it is started
+again. `resumed` counts the runs that
 came to their end that way. `equal` counts those whose last checkpoint (weights, optimizer, random
 numbers, envs) and metrics.jsonl equal the undisturbed run's in every bit; only times and speeds
 are left out. Exits with 1 unless all are.
@@ -107,12 +108,18 @@ def stage(run_dir: Path) -> str:
     return f"after checkpoint {int(saved[-1])}" if saved else "before the first checkpoint"
 
 
-def try_once(run_dir: Path, seconds: float, limit: float, expected: Any) -> tuple[bool, bool]:
+def try_once(
+    run_dir: Path, duration: float, rng: random.Random, expected: Any
+) -> tuple[bool, bool]:
     """Kill a run and go on with it; return whether it came to its end, and to the same one."""
-    was_running = kill_after(start_command(run_dir), seconds)
-    at = stage(run_dir) if was_running else "after the end"
+    seconds = rng.uniform(0, duration)
+    while not kill_after(start_command(run_dir), seconds):
+        shutil.rmtree(run_dir)  # it was quicker than the undisturbed one
+        seconds = rng.uniform(0, duration)
+    at = stage(run_dir)
     exists = (run_dir / "config.yaml").exists()
-    resumed, said = finish((resume_command if exists else start_command)(run_dir), limit)
+    command = (resume_command if exists else start_command)(run_dir)
+    resumed, said = finish(command, limit=60 + 10 * duration)
     equal = resumed and result(run_dir) == expected
     outcome = "equal" if equal else "DIFFERENT" if resumed else f"NOT RESUMED: {said}"
     print(f"killed after {seconds:5.2f} s, {at}: {outcome}", flush=True)
@@ -142,8 +149,7 @@ def main() -> int:
         outcomes = []
         for number in range(options.kills):
             run_dir = Path(name) / f"{number}"
-            seconds = rng.uniform(0, duration)
-            outcomes.append(try_once(run_dir, seconds, 60 + 10 * duration, expected))
+            outcomes.append(try_once(run_dir, duration, rng, expected))
             if all(outcomes[-1]):
                 shutil.rmtree(run_dir)
     resumed, equal = (sum(column) for column in zip(*outcomes, strict=True))

@@ -69,7 +69,9 @@ def masked_scores(
     """Return scores in at least float32 with -inf where invalid; for use inside an op only."""
     if _debug:
         check_mask(mask)
-    return torch.where(mask, _at_least_float32(scores), _MINUS_INF)
+    if scores.dtype in _HALF:
+        scores = scores.float()
+    return torch.where(mask, scores, _MINUS_INF)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -140,7 +142,9 @@ def masked_inverse_cdf(
     exact to rounding down to probabilities of 1e-38; rarer actions are drawn at u = 0 only.
     """
     probs = torch.softmax(masked_scores(logits, mask), -1)
-    cumulated = probs.cumsum(-1).contiguous()
+    if not probs.is_contiguous():
+        probs = probs.contiguous()
+    cumulated = probs.cumsum(-1)
     if not cumulated.is_cpu:
         # a parallel scan groups the terms of each prefix differently, so that adding 0 can change
         # the rounding; give every invalid entry the sum up to the valid one before it
