@@ -8,10 +8,9 @@ had happened. First `rlmask train` trains Taxi-v4 undisturbed, with a checkpoint
 Then, `--kills` times, the same run is started in a process of its own, killed after a time drawn
 uniformly from 0 to the duration of the undisturbed one (again, if the run had ended by then), and
 resumed by `rlmask train --resume`; if the kill came before there was a run directory, it is started
-again. `resumed` counts the runs that
-came to their end that way. `equal` counts those whose last checkpoint (weights, optimizer, random
-numbers, envs) and metrics.jsonl equal the undisturbed run's in every bit; only times and speeds
-are left out. Exits with 1 unless all are.
+again. `resumed` counts the runs that came to their end that way. `equal` counts those whose last
+checkpoint (weights, optimizer, random numbers, envs) and metrics.jsonl equal the undisturbed run's
+in every bit; only times and speeds are left out. Exits with 1 unless all are.
 """
 
 import argparse
