@@ -17,6 +17,18 @@ class ConfigError(ValueError):
     """A config has an unknown key, a value of the wrong type, or settings that contradict."""
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of two equal keys without a word; this one minds."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key `{key}` is there twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings; nothing in it can execute.
 
@@ -24,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if it cannot be read, is not YAML, or is not a mapping of names to values.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = UniqueKeyLoader(path.read_text()).get_single_data()
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

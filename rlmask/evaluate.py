@@ -66,8 +66,10 @@ def evaluate(
                 ended[index].append(episode)
         running += 1
         running[step.ended] = 0
-        if int(running.max()) >= max_episode_steps:
-            game = envs.spec.games[int(running.argmax()) % len(envs.spec.games)]
+        too_long = (running >= max_episode_steps).nonzero().flatten().tolist()
+        endless = [i for i in too_long if len(ended[i]) < share[i]]
+        if endless:
+            game = envs.spec.games[endless[0] % len(envs.spec.games)]
             raise EnvError(
                 f"an evaluation episode of {game.env_id} did not end in {max_episode_steps} "
                 "steps; set max_episode_steps in env_kwargs"

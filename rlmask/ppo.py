@@ -163,6 +163,9 @@ class PPOConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}: it must be positive")
+        for name in ("learning_rate", "entropy_coef", "value_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be finite")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(
                 f"hidden_sizes is {self.hidden_sizes}: give at least one positive width"

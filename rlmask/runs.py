@@ -226,7 +226,7 @@ def check_unchanged(config: RunConfig, state: Mapping[str, Any], path: Path) -> 
     before, now = yaml.safe_load(state["run"]["settings"]), to_settings(config.settings)
     is_native = "native" in (before["vectorization"], now["vectorization"])
     may_change = (*MAY_CHANGE, *(() if is_native else ("vectorization",)))
-    for name in now:
+    for name in filter(before.__contains__, now):  # an older version may not know them all
         # as text: NaN is not equal to itself
         if name not in may_change and yaml.safe_dump(now[name]) != yaml.safe_dump(before[name]):
             raise ConfigError(

@@ -172,6 +172,13 @@ def test_yaml_that_is_no_list_of_settings_is_refused(tmp_path, text):
         read_yaml(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2", "games:\n- {a: 1, b: 2, a: 3}"])
+def test_a_setting_that_is_there_twice_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"twice|duplicate") as caught:
+        read_yaml(write(tmp_path, text))
+    assert "settings.yaml" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["missing.yaml", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
     with pytest.raises(ConfigError, match="cannot read config") as caught:
@@ -266,6 +273,9 @@ def test_ppo_settings_come_back_from_yaml(config):
         ({"gae_lambda": -0.1}, "gae_lambda is -0.1"),
         ({"learning_rate": 0}, "learning_rate is 0.0"),
         ({"learning_rate": "nan"}, "learning_rate is nan"),
+        ({"learning_rate": math.inf}, "learning_rate is inf"),
+        ({"entropy_coef": math.nan}, "entropy_coef is nan"),
+        ({"value_coef": math.nan}, "value_coef is nan"),
         ({"clip_range": 0}, "clip_range is 0.0"),
         ({"max_grad_norm": -1}, "max_grad_norm is -1.0"),
         ({"value_clip_range": -0.2}, "value_clip_range is -0.2"),

@@ -15,12 +15,12 @@ from rlmask.vector import EnvError, Game, VectorSpec, VectorStep, make_vector
 class Scripted:
     """Env i has episodes of i + 1 steps; the return of its k-th, from 0, is 10 i + k.
 
-    Episodes of env `endless` do not end.
+    Env `endless` plays `good` such episodes; its next does not end.
     """
 
-    def __init__(self, num_envs, endless=None):
+    def __init__(self, num_envs, endless=None, good=0):
         self.num_envs = num_envs
-        self.endless = endless
+        self.endless, self.good = endless, good
         self.t, self.episode = torch.zeros(2, num_envs, dtype=torch.int64)
         self.spec = VectorSpec(
             obs=ObsSpec(kind="discrete", shape=(), dtype="int64", n=num_envs),
@@ -39,7 +39,7 @@ class Scripted:
         assert len(self.actions) < 1000, "this goes on for ever"
         self.t += 1
         length = torch.arange(self.num_envs) + 1
-        if self.endless is not None:
+        if self.endless is not None and self.episode[self.endless] >= self.good:
             length[self.endless] = 1_000_000
         ended = (self.t == length).nonzero()[:, 0]
         episodes = [
@@ -115,6 +115,12 @@ def test_an_episode_that_does_not_end_is_an_error(endless):
 def test_the_limit_is_on_an_episode_not_on_the_evaluation():
     # env 1 needs 2 steps for each of its 20 episodes
     assert len(evaluate(Script(), Scripted(2), 40, max_episode_steps=10)) == 40
+
+
+def test_an_env_that_has_played_its_share_may_walk_in_circles():
+    # 20 episodes each: env 0 has its own after 20 steps, env 1 after 40
+    envs = Scripted(2, endless=0, good=20)
+    assert len(evaluate(Script(), envs, 40, max_episode_steps=10)) == 40
 
 
 def test_the_policy_sees_the_masks_and_its_actions_are_taken():

@@ -335,6 +335,19 @@ def test_a_config_that_was_edited_beside_its_checkpoint_is_refused(tmp_path, fie
         run.train(run_dir, Watch())
 
 
+def test_a_run_from_before_there_was_some_setting_goes_on(tmp_path, monkeypatch, reference):
+    def without_gamma(config):
+        lines = runs.settings_text(config).splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("gamma:"))
+
+    run_dir = make(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "settings_text", without_gamma)
+        interrupt(run_dir, 2)
+    run.train(run_dir, Watch())  # with the default
+    assert_equal(run_dir, reference)
+
+
 def test_a_policy_is_not_read_with_another_config(tmp_path, reference):
     run_dir = tmp_path / "run"
     shutil.copytree(reference, run_dir)
