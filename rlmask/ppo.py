@@ -270,8 +270,10 @@ def _train(
         for episode in episodes:
             recent[episode.game].append(episode)
         ended = rollout.terminated | rollout.truncated
-        scaler.observe(rollout.reward, ended)
-        reward = scaler.scale(rollout.reward) if config.normalize_reward else rollout.reward
+        reward = rollout.reward
+        if config.normalize_reward:
+            scaler.observe(reward, ended)
+            reward = scaler.scale(reward)
         advantage = generalized_advantage_estimation(
             reward,
             rollout.value,
