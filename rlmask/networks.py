@@ -19,6 +19,18 @@ from rlmask.types import ActionSpec, ObsSpec, Policy
 
 Activation = Literal["tanh", "relu"]
 SQRT_2 = math.sqrt(2)  # gain of hidden layers
+MINUS_ONE = torch.tensor(-1.0)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Return tanh x, as 2 σ(2x) - 1 where that is quicker: to an absolute error of 2e-7.
+
+    PyTorch's CPU kernel of the sigmoid is three to seven times as fast as that of tanh, which pays
+    for the other two operations from some thousand entries on, and for their gradients later.
+    """
+    if x.is_cpu and x.numel() > (2**14 if x.requires_grad else 2**11):
+        return torch.add(MINUS_ONE, torch.sigmoid(x * 2), alpha=2)
+    return torch.tanh(x)
 
 
 class GroupLinear(nn.Module):
@@ -102,7 +114,7 @@ class Torso(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = groups
-        self.activation = torch.tanh if activation == "tanh" else torch.relu
+        self.activation = tanh if activation == "tanh" else torch.relu
         if obs.kind == "image":
             convs = [ConvTorso(obs.shape, generator) for _ in range(groups)]
             self.convs = nn.ModuleList(convs)
@@ -199,21 +211,6 @@ def orthogonal(
     """
     weight = torch.empty(out_features, in_features)
     return nn.init.orthogonal_(weight, gain, generator=generator).T.contiguous()
-
-
-def flatten_parameters(network: nn.Module) -> Tensor:
-    """Move the parameters into one vector, of which they become views; return the vector.
-
-    The optimiser then has one tensor to step and one gradient to clip, not a dozen small ones.
-    Call after the network is on its device.
-    """
-    parameters = list(network.parameters())
-    flat = torch.cat([p.detach().flatten() for p in parameters])
-    for parameter, view in zip(
-        parameters, flat.split([p.numel() for p in parameters]), strict=True
-    ):
-        parameter.data = view.view_as(parameter)
-    return flat
 
 
 def actor_policy(

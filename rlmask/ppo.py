@@ -11,10 +11,12 @@ Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 import math
 from collections import deque
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlmask.networks import (
@@ -22,19 +24,21 @@ from rlmask.networks import (
     ActorCritic,
     actor_policy,
     choose_device,
-    flatten_parameters,
 )
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
-    PPOLosses,
+    PPOTerms,
+    approximate_kl,
     explained_variance,
     generalized_advantage_estimation,
     linear_schedule,
     masked_inverse_cdf,
     masked_ppo_loss,
+    ppo_metrics,
     set_debug,
     split_parts,
 )
+from rlmask.optim import FlatAdam
 from rlmask.types import (
     ActionSpec,
     Episode,
@@ -236,95 +240,97 @@ def train(
 def _train(
     config: PPOConfig, envs: VectorEnv, device: torch.device, resume: Mapping[str, Any] | None
 ) -> Generator[Update, None, None]:
-    generator = torch.Generator().manual_seed(config.seed)
-    network = make_network(config, envs.spec.obs, envs.spec.action, generator).to(device)
-    weights = flatten_parameters(network)
-    optimizer = torch.optim.Adam([weights], lr=config.learning_rate, eps=1e-5, fused=True)
-    scaler = RewardScaler(config.num_envs, config.gamma)
-    names = game_names(config.all_games)
-    recent: list[deque[Episode]] = [deque(maxlen=100) for _ in names]
-    first_update = 0
+    state = initial_state(config, envs, device)
+    first_update = 1
     if resume is None:
         obs, action_mask = envs.reset()
     else:
-        network.load_state_dict(resume["network"])
-        # copies: Adam works in place, and the state belongs to the caller
-        moments = resume["optimizer"].items()
-        optimizer.state[weights].update({k: v.to(device, copy=True) for k, v in moments})
-        generator.set_state(resume["generator"])
-        scaler.restore(resume["reward_scaler"])
-        for episode in resume["recent_episodes"]:
-            recent[episode["game"]].append(Episode(**episode))
-        first_update = resume["update"]
+        restore(state, resume)
         obs, action_mask = envs.restore(resume["envs"])
+        first_update = resume["update"] + 1
+    names = game_names(config.all_games)
 
-    for update in range(first_update + 1, config.num_updates + 1):
+    for update in range(first_update, config.num_updates + 1):
+        learning_rate = config.learning_rate
         if config.anneal_learning_rate:
-            learning_rate = linear_schedule(
-                config.learning_rate, 0.0, config.num_updates, update - 1
-            )
-            optimizer.param_groups[0]["lr"] = learning_rate
+            learning_rate = linear_schedule(learning_rate, 0.0, config.num_updates, update - 1)
         rollout, episodes, obs, action_mask = collect(
-            envs, network, obs, action_mask, config.num_steps, generator, device
+            envs, state.network, obs, action_mask, config.num_steps, state.generator, device
         )
         for episode in episodes:
-            recent[episode.game].append(episode)
-        ended = rollout.terminated | rollout.truncated
-        reward = rollout.reward
-        if config.normalize_reward:
-            scaler.observe(reward, ended)
-            reward = scaler.scale(reward)
-        advantage = generalized_advantage_estimation(
-            reward,
-            rollout.value,
-            rollout.next_value,
-            config.gamma * ~rollout.terminated,
-            ended,
-            config.gae_lambda,
+            state.recent[episode.game].append(episode)
+        batch = with_advantages(rollout, state.reward_scaler, config)
+        losses = learn(
+            state.network, state.optimizer, batch, config, learning_rate, state.generator
         )
-        batch = Batch(
-            obs=rollout.obs,
-            action_mask=rollout.action_mask,
-            action=rollout.action,
-            log_prob=rollout.log_prob,
-            value=rollout.value,
-            advantage=advantage,
-            value_target=advantage + rollout.value,
-        )
-        batch = tree_map(lambda x: x.flatten(0, 1), batch)  # [T, N] -> [T*N]
-        losses = learn(network, weights, optimizer, batch, config, generator)
-        if network.normalize_obs:
-            network.observe(batch.obs)
-
-        metrics = {
-            **episode_metrics([e for game in recent for e in game], names),
-            **losses,
-            "loss/explained_variance": explained_variance(batch.value, batch.value_target).item(),
-            "mask/valid_fraction": batch.action_mask.float().mean().item(),
-            "train/learning_rate": optimizer.param_groups[0]["lr"],
-        }
-
-        def capture(update: int = update) -> dict[str, Any]:
-            return {
-                "update": update,
-                "obs_spec": vars(envs.spec.obs),
-                "action_spec": vars(envs.spec.action),
-                "network": network.state_dict(),
-                "optimizer": dict(optimizer.state[weights]),
-                "generator": generator.get_state(),
-                "reward_scaler": scaler.capture(),
-                "recent_episodes": [vars(e) for game in recent for e in game],
-                "envs": envs.capture(),
-            }
+        if state.network.normalize_obs:
+            state.network.observe(batch.obs)
 
         yield Update(
             update=update,
             env_steps=update * config.batch_size,
-            metrics=metrics,
+            metrics={
+                **episode_metrics([e for game in state.recent for e in game], names),
+                **losses,
+                "loss/explained_variance": explained_variance(
+                    batch.value, batch.value_target
+                ).item(),
+                "mask/valid_fraction": batch.action_mask.float().mean().item(),
+                "train/learning_rate": learning_rate,
+            },
             episodes=episodes,
-            policy=actor_policy(network, greedy=True),
-            capture=capture,
+            policy=actor_policy(state.network, greedy=True),
+            capture=partial(capture, state, envs, update),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What changes from update to update; together with the envs, all that a checkpoint holds."""
+
+    network: ActorCritic
+    optimizer: FlatAdam
+    generator: torch.Generator  # of draws and shuffles, on the CPU
+    reward_scaler: RewardScaler
+    recent: list[deque[Episode]]  # the last hundred of each game
+
+
+def initial_state(config: PPOConfig, envs: VectorEnv, device: torch.device) -> State:
+    """Return the state before the first update."""
+    generator = torch.Generator().manual_seed(config.seed)
+    network = make_network(config, envs.spec.obs, envs.spec.action, generator).to(device)
+    return State(
+        network=network,
+        optimizer=FlatAdam(network),
+        generator=generator,
+        reward_scaler=RewardScaler(config.num_envs, config.gamma),
+        recent=[deque(maxlen=100) for _ in config.all_games],
+    )
+
+
+def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
+    """Return all that `train(config, resume=...)` needs to go on after an update."""
+    return {
+        "update": update,
+        "obs_spec": vars(envs.spec.obs),
+        "action_spec": vars(envs.spec.action),
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.capture(),
+        "generator": state.generator.get_state(),
+        "reward_scaler": state.reward_scaler.capture(),
+        "recent_episodes": [vars(episode) for game in state.recent for episode in game],
+        "envs": envs.capture(),
+    }
+
+
+def restore(state: State, captured: Mapping[str, Any]) -> None:
+    """Bring the initial state to what was captured; nothing is shared with it afterwards."""
+    state.network.load_state_dict(captured["network"])
+    state.optimizer.restore(captured["optimizer"])
+    state.generator.set_state(captured["generator"])
+    state.reward_scaler.restore(captured["reward_scaler"])
+    for episode in captured["recent_episodes"]:
+        state.recent[episode["game"]].append(Episode(**episode))
 
 
 def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, seed: int) -> Policy:
@@ -379,8 +385,9 @@ def collect(
     uniform = torch.rand(
         (num_steps, envs.num_envs, *envs.spec.action.shape), generator=generator
     ).to(device)
-    facts: list[tuple[Tensor, ...]] = []  # on the device
-    steps: list[VectorStep] = []
+    # only what is needed later: a garbage collection looks at every tensor that is alive
+    facts: list[tuple[Tensor, ...]] = []
+    ends: list[tuple[int, VectorStep]] = []
     for t in range(num_steps):
         obs, action_mask = obs.to(device), action_mask.to(device)
         with torch.inference_mode():
@@ -396,87 +403,116 @@ def collect(
                     "the policy's scores are not finite. Look for huge observations, or lower "
                     "learning_rate"
                 ) from error
-        facts.append((obs, action_mask, action, log_prob, value))
         step = envs.step(action.cpu())
-        steps.append(step)
+        happened = step.reward, step.terminated, step.truncated
+        facts.append((obs, action_mask, action, log_prob, value, *happened))
+        if step.episodes:
+            ends.append((t, step))
         obs, action_mask = step.obs, step.action_mask
 
-    all_obs, masks, actions, log_prob, value = (torch.stack(x) for x in zip(*facts, strict=True))
-    next_value = successor_values(network, value, obs, steps, device)
+    all_obs, masks, actions, log_prob, value, reward, terminated, truncated = (
+        torch.stack(fact).to(device) for fact in zip(*facts, strict=True)
+    )
     rollout = Rollout(
         obs=all_obs,
         action_mask=masks,
         action=actions,
         log_prob=log_prob.sum(-1) if len(nvec) > 1 else log_prob,
         value=value,
-        next_value=next_value,
-        reward=torch.stack([step.reward for step in steps]).to(device),
-        terminated=torch.stack([step.terminated for step in steps]).to(device),
-        truncated=torch.stack([step.truncated for step in steps]).to(device),
+        next_value=successor_values(network, value, obs.to(device), ends),
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
     )
-    episodes = [episode for step in steps for episode in step.episodes]
+    episodes = [episode for _, step in ends for episode in step.episodes]
     return rollout, episodes, obs, action_mask
 
 
 @torch.no_grad()
 def successor_values(
-    network: ActorCritic,
-    value: Tensor,
-    last_obs: Tensor,
-    steps: list[VectorStep],
-    device: torch.device,
+    network: ActorCritic, value: Tensor, last_obs: Tensor, ends: list[tuple[int, VectorStep]]
 ) -> Tensor:
     """Return the value of the true successor of each step [T, N].
 
     It is the value of the next row, except where the env has reset: there the final observation
     counts. (Of a terminated step the value is not used.)
+
+    Args:
+        value: [T, N], of the observations that were acted on.
+        last_obs: [N, *obs], what is seen after the last step.
+        ends: t and the step, wherever an episode ended.
     """
-    next_value = torch.cat([value[1:], network(last_obs.to(device))[1].unsqueeze(0)])
-    for t, step in enumerate(steps):
+    next_value = torch.cat([value[1:], network(last_obs)[1].unsqueeze(0)])
+    for t, step in ends:
         cut = step.truncated[step.ended] & ~step.terminated[step.ended]
-        if len(cut) and cut.any():
-            final_value = network(step.final_obs[cut].to(device))[1]
-            next_value[t, step.ended[cut].to(device)] = final_value
+        if cut.any():
+            final_value = network(step.final_obs[cut].to(value.device))[1]
+            next_value[t, step.ended[cut].to(value.device)] = final_value
     return next_value
+
+
+def with_advantages(rollout: Rollout, scaler: RewardScaler, config: PPOConfig) -> Batch:
+    """Return a rollout's steps in one row, [T, N] -> [T*N], with advantages and value targets."""
+    ended = rollout.terminated | rollout.truncated
+    reward = rollout.reward
+    if config.normalize_reward:
+        scaler.observe(reward, ended)
+        reward = scaler.scale(reward)
+    advantage = generalized_advantage_estimation(
+        reward,
+        rollout.value,
+        rollout.next_value,
+        config.gamma * ~rollout.terminated,
+        ended,
+        config.gae_lambda,
+    )
+    batch = Batch(
+        obs=rollout.obs,
+        action_mask=rollout.action_mask,
+        action=rollout.action,
+        log_prob=rollout.log_prob,
+        value=rollout.value,
+        advantage=advantage,
+        value_target=advantage + rollout.value,
+    )
+    return tree_map(lambda x: x.flatten(0, 1), batch)
 
 
 def learn(
     network: ActorCritic,
-    weights: Tensor,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatAdam,
     batch: Batch,
     config: PPOConfig,
+    learning_rate: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Run the epochs of one update; return the mean losses of the last one.
-
-    Args:
-        weights: the network's parameters as one vector, see `flatten_parameters`.
 
     Raises:
         FloatingPointError: if a gradient is not finite; the weights are then still good.
     """
     nvec = network.action_spec.nvec
-    parameters = list(network.parameters())
-    rows: list[Tensor] = []
+    size = config.batch_size // config.num_minibatches
+    seen: list[PPOTerms] = []
+    norms: list[float] = []
     for _ in range(config.num_epochs):
         order = torch.randperm(config.batch_size, generator=generator).to(batch.obs.device)
         shuffled = tree_map(lambda x, order=order: x[order], batch)
-        rows = []
-        for minibatch in split(shuffled, config.batch_size // config.num_minibatches):
+        if config.normalize_advantage:
+            advantage = standardize(shuffled.advantage.view(-1, size)).flatten()
+            shuffled = replace(shuffled, advantage=advantage)
+        seen, norms = [], []
+        for minibatch in split(shuffled, size):
             flat_logits, value = network(minibatch.obs)
             logits = split_parts(flat_logits, nvec)
-            advantage = minibatch.advantage
-            if config.normalize_advantage:
-                advantage = standardize(advantage)
-            losses, grad_logits, grad_value = masked_ppo_loss(
+            terms, *grad_outputs = masked_ppo_loss(
                 logits,
                 value,
                 split_parts(minibatch.action_mask, nvec),
                 minibatch.action,
                 minibatch.log_prob,
                 minibatch.value,
-                advantage,
+                minibatch.advantage,
                 minibatch.value_target,
                 clip_range=config.clip_range,
                 value_clip_range=config.value_clip_range,
@@ -484,43 +520,35 @@ def learn(
                 entropy_coef=config.entropy_coef,
                 normalize_entropy=config.normalize_entropy,
             )
-            gradients = torch.autograd.grad((logits, value), parameters, (grad_logits, grad_value))
-            weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
-            norm = torch.linalg.vector_norm(weights.grad)
-            rows.append(torch.stack([*losses, norm]))
-            if config.target_kl is not None and losses.approx_kl > 1.5 * config.target_kl:
-                return mean_losses(rows)  # before a step that would go further still
-            clip_gradient(weights, float(norm), config.max_grad_norm, losses)
-            optimizer.step()
-    return mean_losses(rows)
+            gradients = torch.autograd.grad((logits, value), optimizer.parameters, grad_outputs)
+            norm = float(optimizer.receive(gradients))
+            seen.append(terms)
+            norms.append(norm)
+            if config.target_kl is not None and mean_kl(terms) > 1.5 * config.target_kl:
+                return losses_of(seen, norms, config)  # before a step that goes further still
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    "the gradient is not finite. Look for huge rewards or observations, or lower "
+                    f"learning_rate ({losses_of(seen[-1:], norms[-1:], config)})"
+                )
+            optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+    return losses_of(seen, norms, config)
 
 
-def clip_gradient(weights: Tensor, norm: float, max_norm: float, losses: PPOLosses) -> None:
-    """Scale the gradient down to `max_norm` if its `norm` is larger.
-
-    Raises:
-        FloatingPointError: if it is not finite.
-    """
-    if not math.isfinite(norm):
-        raise FloatingPointError(
-            f"the gradient is not finite (policy loss {losses.policy.item():.3g}, value loss "
-            f"{losses.value.item():.3g}). Look for huge rewards or observations, or lower "
-            "learning_rate"
-        )
-    if norm > max_norm and weights.grad is not None:
-        weights.grad.mul_(max_norm / norm)
+def mean_kl(terms: PPOTerms) -> float:
+    """Return the estimate of KL(π_old || π) over a minibatch, in nats."""
+    return float(approximate_kl(terms.log_ratio).mean())
 
 
-def standardize(x: Tensor) -> Tensor:
-    """Shift and scale to mean 0 and standard deviation 1; a single number stays as it is."""
-    if len(x) < 2:
+def losses_of(seen: list[PPOTerms], norms: list[float], config: PPOConfig) -> dict[str, float]:
+    """Return the metrics of some minibatches."""
+    norm = sum(norms) / len(norms)
+    return {**ppo_metrics(seen, config.clip_range), "loss/grad_norm": norm}
+
+
+def standardize(x: Float[Tensor, " M B"]) -> Float[Tensor, " M B"]:
+    """Shift and scale each row to mean 0 and standard deviation 1; single numbers stay."""
+    if x.shape[-1] < 2:
         return x
-    std, mean = torch.std_mean(x)
+    std, mean = torch.std_mean(x, -1, keepdim=True)
     return (x - mean) / (std + 1e-8)
-
-
-def mean_losses(rows: list[Tensor]) -> dict[str, float]:
-    """Return the metrics of the minibatches of one epoch."""
-    means = torch.stack(rows).mean(0).tolist()
-    names = [*PPOLosses._fields, "grad_norm"]
-    return {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}

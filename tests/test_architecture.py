@@ -14,7 +14,7 @@ TRAINERS = {"ppo", "dqn", "distill"}
 LAYERS = (
     {"ops"},
     {"types"},
-    {"vector", "normalize", "replay", "config", "checkpoint", "log", "display"},
+    {"vector", "normalize", "optim", "replay", "config", "checkpoint", "log", "display"},
     {"networks", "evaluate", "record"},
     TRAINERS,
     {"runs"},
@@ -27,10 +27,7 @@ LONG_FILES = {
     "ppo.py": "an algorithm is one file, read from top to bottom",
 }
 MAX_FUNCTION = 60
-LONG_FUNCTIONS = {
-    "ppo.py: _train": "the algorithm itself, in the order one would explain it",
-    "ops/losses.py: masked_ppo_loss": "the terms of one loss, each beside its gradient",
-}
+LONG_FUNCTIONS = {}
 
 # What loading or checking must never use: it executes what it reads, or is gone under -O.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlmask.networks import ActorCritic, ConvTorso, FirstLayer, actor_policy, flatten_parameters
+from rlmask.networks import ActorCritic, ConvTorso, FirstLayer, actor_policy, tanh
 from rlmask.normalize import RewardScaler, update_moments
 from rlmask.types import ActionSpec, ObsSpec
 
@@ -79,15 +79,14 @@ def test_weights_come_from_the_generator_alone():
     assert not torch.equal(first["actor_head.weight"], other["actor_head.weight"])
 
 
-def test_flat_parameters_are_the_parameters():
-    network = make(BOARD)
-    batch = draw(BOARD, 3)
-    before = network(batch)
-    flat = flatten_parameters(network)
-    assert flat.numel() == sum(p.numel() for p in network.parameters())
-    torch.testing.assert_close(network(batch), before)
-    flat.zero_()
-    assert all(p.eq(0).all() for p in network.parameters())
+def test_tanh_is_tanh_whichever_way_it_is_computed():
+    x = torch.cat([torch.linspace(-20, 20, 9000), torch.logspace(-30, 30, 9000)])
+    x = torch.cat([x, -x, torch.tensor([0.0, math.inf, -math.inf])])
+    assert x.numel() > 2**14  # by the sigmoid
+    torch.testing.assert_close(tanh(x), torch.tanh(x), rtol=0, atol=2e-7)
+    pieces = torch.cat([tanh(piece) for piece in x.split(1000)])
+    torch.testing.assert_close(pieces, torch.tanh(x), rtol=0, atol=0)
+    assert tanh(torch.full((20_000,), math.nan)).isnan().all()
 
 
 def test_uint8_images_are_scaled_and_layouts_agree():

@@ -1,12 +1,13 @@
 """Pure tensor functions: masked distributions, returns, losses, schedules."""
 
 from rlmask.ops.losses import (
-    PPOLosses,
+    PPOTerms,
     approximate_kl,
     clipped_surrogate_loss,
     explained_variance,
     huber_loss,
     masked_ppo_loss,
+    ppo_metrics,
     value_loss,
 )
 from rlmask.ops.masking import (
@@ -34,7 +35,7 @@ from rlmask.ops.schedules import linear_schedule
 __all__ = [
     "EmptyMaskError",
     "InvalidActionError",
-    "PPOLosses",
+    "PPOTerms",
     "approximate_kl",
     "check_mask",
     "clipped_surrogate_loss",
@@ -57,6 +58,7 @@ __all__ = [
     "masked_sample",
     "masked_softmax",
     "n_step_return",
+    "ppo_metrics",
     "set_debug",
     "split_parts",
     "value_loss",

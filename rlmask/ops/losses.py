@@ -1,17 +1,18 @@
 """Losses as functions of tensors, one value a sample; the caller takes the mean.
 
-`masked_ppo_loss` is the exception: the whole loss of a minibatch and its gradient, in closed form.
+`masked_ppo_loss` also returns the gradient of the whole loss of a minibatch, in closed form.
 
 Dimension key: `*batch` samples, `B` minibatch, `actions` the union action set.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmask.ops.masking import check_action, entropy_scale, masked_scores
+from rlmask.ops.masking import check_action, entropy_scale, masked_log_probs_and_probs
 
 MAX_LOG_RATIO = 80.0  # e^80 is finite in float32; e^89 is not, and 0 times it is NaN
 
@@ -67,25 +68,31 @@ def huber_loss(error: Float[Tensor, "*batch"], delta: float = 1.0) -> Float[Tens
     return quadratic * (magnitude - 0.5 * quadratic)
 
 
-def approximate_kl(
-    log_prob: Float[Tensor, "*batch"], old_log_prob: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def approximate_kl(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return the sample estimate (ρ - 1) - log ρ of KL(π_old || π): unbiased and never negative.
+
+    Args:
+        log_ratio: log ρ = log π(a) - log π_old(a), of an action drawn from π_old.
 
     Reference: Schulman 2020, "Approximating KL divergence" (the estimator k3).
     """
-    log_ratio = log_prob - old_log_prob
-    return log_ratio.expm1() - log_ratio
+    return log_ratio.clamp(max=MAX_LOG_RATIO).expm1() - log_ratio
 
 
-class PPOLosses(NamedTuple):
-    """The parts of a PPO loss, and what they say of the step; scalars without gradient."""
+class PPOTerms(NamedTuple):
+    """What PPO's loss says of each sample of a minibatch, without gradient.
 
-    policy: Tensor
-    value: Tensor
-    entropy: Tensor
-    approx_kl: Tensor
-    clip_fraction: Tensor
+    Attributes:
+        surrogate: the clipped objective, min(ρ A, clip(ρ, 1 - ε, 1 + ε) A).
+        squared_error: of the value; the larger of two where its steps are clipped.
+        entropy: of the policy in nats, or divided by log k.
+        log_ratio: log ρ = log π(a) - log π_old(a).
+    """
+
+    surrogate: Float[Tensor, " B"]
+    squared_error: Float[Tensor, " B"]
+    entropy: Float[Tensor, " B"]
+    log_ratio: Float[Tensor, " B"]
 
 
 @torch.no_grad()
@@ -104,20 +111,13 @@ def masked_ppo_loss(
     value_coef: float,
     entropy_coef: float,
     normalize_entropy: bool,
-) -> tuple[PPOLosses, Float[Tensor, " B *parts actions"], Float[Tensor, " B"]]:
-    """Return the parts of PPO's loss over the valid actions, and ∂L/∂logits and ∂L/∂value.
+) -> tuple[PPOTerms, Float[Tensor, " B *parts actions"], Float[Tensor, " B"]]:
+    """Return the terms of PPO's loss over the valid actions, and ∂L/∂logits and ∂L/∂value.
 
     L = E[clipped surrogate] + c_v E[value loss] - c_e E[entropy], the means of
     `clipped_surrogate_loss`, `value_loss` and the masked entropy. The gradient is written out, so
-    that no graph is built over dozens of small tensors. With ρ the ratio, p the masked softmax,
-    e = p log p, H = -Σ e:
-
-        ∂L/∂log p_a = -ρ A / B where the minimum is the unclipped term, else 0   (= g)
-        ∂L/∂H       = -c_e / B                                                    (= h)
-        ∂L/∂z       = g (1_a - p) - h (e + H p), 0 where p is
-        ∂L/∂V       = c_v (V - G) / B, or 0 where the value is clipped
-
-    MultiDiscrete parts (see `split_parts`) are independent: log-probabilities and entropies add.
+    that no graph is built over dozens of small tensors. MultiDiscrete parts (see `split_parts`) are
+    independent: log-probabilities and entropies add.
 
     Args:
         normalize_entropy: divide each entropy by log k, k the number of valid actions.
@@ -128,54 +128,96 @@ def masked_ppo_loss(
         InvalidActionError, EmptyMaskError: under `set_debug(True)`.
     """
     check_action(mask, action)
-    size = value.shape[0]
-    has_parts = action.ndim > 1
-    masked = masked_scores(logits, mask)
-    log_probs = torch.log_softmax(masked, -1).clamp_(min=torch.finfo(masked.dtype).min)
-    probs = torch.softmax(masked, -1)
-    index = action.unsqueeze(-1)
-    log_prob = log_probs.gather(-1, index).squeeze(-1)
-    e = log_probs.mul_(probs)
-    entropy = e.sum(-1).neg_()  # [B, *parts]
+    weight = 1 / len(value)  # of a sample in the mean
+    log_probs, probs = masked_log_probs_and_probs(logits, mask)
+    log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    log_ratio = (log_prob.sum(-1) if action.ndim > 1 else log_prob) - old_log_prob
+    surrogate, g = _surrogate(log_ratio, advantage, clip_range, weight)
+    scale = entropy_scale(mask, probs.dtype) if normalize_entropy else None
+    entropy, grad_logits = _entropy_and_gradient(
+        log_probs, probs, mask, action, g, entropy_coef * weight, scale
+    )
+    squared_error, grad_value = _squared_error(
+        value, old_value, value_target, value_clip_range, value_coef * weight
+    )
+    terms = PPOTerms(surrogate, squared_error, entropy, log_ratio)
+    return terms, grad_logits.to(logits.dtype), grad_value
 
-    log_ratio = (log_prob.sum(-1) if has_parts else log_prob) - old_log_prob
+
+def _surrogate(
+    log_ratio: Tensor, advantage: Tensor, clip_range: float, weight: float
+) -> tuple[Tensor, Tensor]:  # 2 x [B]
+    """Return s = min(ρ A, clip(ρ) A) and g = -weight ∂s/∂log ρ.
+
+    ∂s/∂log ρ is ρ A where the minimum is the unclipped term, else 0.
+    """
     excess = log_ratio.clamp(max=MAX_LOG_RATIO).expm1()  # ρ - 1
     gain = advantage.addcmul(excess, advantage)  # ρ A
     clipped_gain = advantage.addcmul(excess.clamp(-clip_range, clip_range), advantage)
     # `not greater` is true of NaN too, which must reach the gradient to be noticed
-    g = torch.where(gain > clipped_gain, 0.0, gain).mul_(-1 / size)
-    if has_parts:
-        g = g.unsqueeze(-1)
+    g = torch.where(gain > clipped_gain, 0.0, gain).mul_(-weight)
+    return torch.minimum(gain, clipped_gain), g
 
-    h = -entropy_coef / size
-    bonus = entropy
-    if normalize_entropy:
-        scale = entropy_scale(mask, entropy.dtype)
-        bonus, h = entropy * scale, (h * scale).unsqueeze(-1)
-    # e + H p as a tensor, times -h, plus g (1_a - p)
-    grad_logits = e.addcmul_(probs, entropy.unsqueeze(-1)).mul_(-h)
-    grad_logits.addcmul_(probs, g.unsqueeze(-1), value=-1)
-    grad_logits.scatter_add_(-1, index, g.unsqueeze(-1) * mask.gather(-1, index))
 
+def _entropy_and_gradient(
+    log_probs: Tensor,  # [B, *parts, actions], overwritten
+    probs: Tensor,
+    mask: Tensor,
+    action: Tensor,  # [B, *parts]
+    g: Tensor,  # [B]
+    coef: float,
+    scale: Tensor | None,  # [B, *parts]
+) -> tuple[Tensor, Tensor]:  # [B], [B, *parts, actions]
+    """Return the entropy H and the gradient by the logits, with g = ∂L/∂log π(a) and ∂L/∂H = -coef.
+
+    With p the masked softmax and e = p log p:  H = -Σ e,  ∂L/∂z = g (1_a - p) + coef (e + H p),
+    which is 0 where p is. `scale` multiplies H, and so its gradient.
+    """
+    e = log_probs.mul_(probs)
+    entropy = e.sum(-1).neg_()
+    grad_logits = e.addcmul_(probs, entropy.unsqueeze(-1)).mul_(coef)
+    if scale is not None:
+        entropy = entropy * scale
+        grad_logits *= scale.unsqueeze(-1)
+    if action.ndim > 1:
+        entropy, g = entropy.sum(-1), g.unsqueeze(-1)
+    g, index = g.unsqueeze(-1), action.unsqueeze(-1)
+    grad_logits.addcmul_(probs, g, value=-1)
+    return entropy, grad_logits.scatter_add_(-1, index, g * mask.gather(-1, index))
+
+
+def _squared_error(
+    value: Tensor,
+    old_value: Tensor,
+    value_target: Tensor,
+    value_clip_range: float | None,
+    coef: float,
+) -> tuple[Tensor, Tensor]:  # 2 x [B]
+    """Return (V - G)², pessimistic as in `value_loss`, and coef (V - G), 0 where V is clipped."""
     error = value - value_target
     squared = error.square()
-    grad_value = error.mul_(value_coef / size)
-    if value_clip_range is not None:
-        step = value - old_value
-        clipped_value = old_value + step.clamp(-value_clip_range, value_clip_range)
-        clipped_squared = (clipped_value - value_target).square()
-        is_flat = (clipped_squared > squared) & (step.abs() > value_clip_range)
-        grad_value.masked_fill_(is_flat, 0.0)
-        squared = torch.maximum(squared, clipped_squared)
+    gradient = error.mul_(coef)
+    if value_clip_range is None:
+        return squared, gradient
+    step = value - old_value
+    clipped_value = old_value + step.clamp(-value_clip_range, value_clip_range)
+    clipped_squared = (clipped_value - value_target).square()
+    is_flat = (clipped_squared > squared) & (step.abs() > value_clip_range)
+    return torch.maximum(squared, clipped_squared), gradient.masked_fill_(is_flat, 0.0)
 
-    losses = PPOLosses(
-        policy=-torch.minimum(gain, clipped_gain).mean(),
-        value=0.5 * squared.mean(),
-        entropy=bonus.sum() / size,
-        approx_kl=(excess - log_ratio).mean(),
-        clip_fraction=(excess.abs() > clip_range).float().mean(),
-    )
-    return losses, grad_logits.to(logits.dtype), grad_value
+
+def ppo_metrics(minibatches: Sequence[PPOTerms], clip_range: float) -> dict[str, float]:
+    """Return the means over all samples of some minibatches, by the name of the metric."""
+    terms = PPOTerms(*(torch.cat(term) for term in zip(*minibatches, strict=True)))
+    excess = terms.log_ratio.clamp(max=MAX_LOG_RATIO).expm1()
+    means = {
+        "loss/policy": -terms.surrogate.mean(),
+        "loss/value": 0.5 * terms.squared_error.mean(),
+        "loss/entropy": terms.entropy.mean(),
+        "loss/approx_kl": approximate_kl(terms.log_ratio).mean(),
+        "loss/clip_fraction": (excess.abs() > clip_range).float().mean(),
+    }
+    return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
 
 
 def explained_variance(

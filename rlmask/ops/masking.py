@@ -13,20 +13,17 @@ exact).
 Dimension key: `*batch` any leading shape, `actions` the union action set.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlmask.ops.rows import MINUS_INF, ZERO, fill_invalid, is_large, softmax_of_rows
+
 _debug = False
 _HALF = (torch.float16, torch.bfloat16)
-# a Python scalar would be made a tensor on every call
-_MINUS_INF, _ZERO = torch.tensor(-torch.inf), torch.tensor(0.0)
-_LANES = 16  # of a vector register of the CPU, in float32
 _BLOCK_SIZE = 2**16  # entries whose intermediate results stay in the CPU's cache
-_BITWISE_SIZE = 8192  # entries from which `_BitwiseFill` is faster than `torch.where` on the CPU
 
 
 class EmptyMaskError(ValueError):
@@ -74,34 +71,11 @@ def masked_scores(
     """Return scores in at least float32 with -inf where invalid; for use inside an op only."""
     if _debug:
         check_mask(mask)
-    return _fill_invalid(_at_least_float32(scores), mask, _MINUS_INF)
-
-
-def _fill_invalid(x: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
-    """Return x where valid and `fill` (`_ZERO` or `_MINUS_INF`) elsewhere."""
-    if _is_large(mask, _BITWISE_SIZE):
-        return _BitwiseFill.apply(x, mask, fill is _MINUS_INF)
-    return torch.where(mask, x, fill)
-
-
-def _is_large(mask: Tensor, size: int) -> bool:
-    """Whether the CPU works on more entries than `size`, and no compiler will see to its speed."""
-    return mask.is_cpu and mask.numel() > size and not torch.compiler.is_compiling()
+    return fill_invalid(_at_least_float32(scores), mask, MINUS_INF)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in _HALF else x
-
-
-def _over_rows(softmax: Callable[[Tensor, int], Tensor], scores: Tensor) -> Tensor:
-    """Apply `torch.softmax` or `torch.log_softmax` over the last axis.
-
-    The CPU kernel is vectorised along a row only if the row fills a register. Shorter rows are up
-    to ten times as fast side by side, as columns.
-    """
-    if scores.is_cpu and scores.ndim > 1 and scores.shape[-1] < _LANES:
-        return softmax(scores.transpose(0, -1), 0).transpose(0, -1)
-    return softmax(scores, -1)
 
 
 def split_parts(
@@ -133,7 +107,7 @@ def masked_log_softmax(
 
     log π(a) = z_a - log Σ_{b valid} exp z_b; the dtype's finite minimum where `a` is invalid.
     """
-    log_probs = _over_rows(torch.log_softmax, masked_scores(logits, mask))
+    log_probs = softmax_of_rows(torch.log_softmax, masked_scores(logits, mask))
     # clamp, not a second where: it is vectorised, and its gradient below the bound is exactly 0
     return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
 
@@ -142,7 +116,7 @@ def masked_softmax(
     logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch actions"]:
     """Return the probabilities of the softmax over the valid actions; exactly 0 where invalid."""
-    return _over_rows(torch.softmax, masked_scores(logits, mask))
+    return softmax_of_rows(torch.softmax, masked_scores(logits, mask))
 
 
 def masked_log_probs_and_probs(
@@ -153,8 +127,9 @@ def masked_log_probs_and_probs(
     Not exp of the first, since exp takes ten times as long where it underflows.
     """
     masked = masked_scores(logits, mask)
-    log_probs = _over_rows(torch.log_softmax, masked)
-    return log_probs.clamp(min=torch.finfo(masked.dtype).min), _over_rows(torch.softmax, masked)
+    log_probs = softmax_of_rows(torch.log_softmax, masked)
+    log_probs = log_probs.clamp(min=torch.finfo(masked.dtype).min)
+    return log_probs, softmax_of_rows(torch.softmax, masked)
 
 
 def masked_sample(
@@ -179,12 +154,12 @@ def masked_inverse_cdf(
     u <= 1 - 2^-24, so the index never runs past the last valid action. The log-probability is
     exact to rounding down to probabilities of 1e-38; rarer actions are drawn at u = 0 only.
     """
-    if mask.ndim > 1 and len(mask) > 1 and _is_large(mask, _BLOCK_SIZE):
+    if mask.ndim > 1 and len(mask) > 1 and is_large(mask, _BLOCK_SIZE):
         rows = max(1, len(mask) * _BLOCK_SIZE // mask.numel())
         blocks = zip(logits.split(rows), mask.split(rows), uniform.split(rows), strict=True)
         action, log_prob = zip(*(masked_inverse_cdf(*block) for block in blocks), strict=True)
         return torch.cat(action), torch.cat(log_prob)
-    probs = _over_rows(torch.softmax, masked_scores(logits, mask)).contiguous()
+    probs = softmax_of_rows(torch.softmax, masked_scores(logits, mask)).contiguous()
     cumulated = probs.cumsum(-1)
     if not cumulated.is_cpu:
         # a parallel scan groups the terms of each prefix differently, so that adding 0 can change
@@ -219,7 +194,7 @@ def masked_mean(
     """Return the mean of the values of the valid actions."""
     if _debug:
         check_mask(mask)
-    valid = _fill_invalid(_at_least_float32(values), mask, _ZERO)
+    valid = fill_invalid(_at_least_float32(values), mask, ZERO)
     return valid.sum(dim=-1) / mask.sum(dim=-1)
 
 
@@ -238,7 +213,7 @@ def masked_entropy(
     if _debug:
         check_mask(mask)
     # where on the input: a product with exp(log_prob) = 0 would meet the finite minimum instead
-    log_probs = _fill_invalid(_at_least_float32(log_probs), mask, _ZERO)
+    log_probs = fill_invalid(_at_least_float32(log_probs), mask, ZERO)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
     return entropy * entropy_scale(mask, entropy.dtype) if normalized else entropy
 
@@ -261,8 +236,8 @@ def masked_kl(
     """Return KL(p || q) = Σ_{a valid} p(a) (log p(a) - log q(a)) in nats."""
     if _debug:
         check_mask(mask)
-    log_probs_p = _fill_invalid(_at_least_float32(log_probs_p), mask, _ZERO)
-    log_probs_q = _fill_invalid(_at_least_float32(log_probs_q), mask, _ZERO)
+    log_probs_p = fill_invalid(_at_least_float32(log_probs_p), mask, ZERO)
+    log_probs_q = fill_invalid(_at_least_float32(log_probs_q), mask, ZERO)
     return (log_probs_p.exp() * (log_probs_p - log_probs_q)).sum(dim=-1)
 
 
@@ -354,32 +329,3 @@ class _LogProbAndEntropy(torch.autograd.Function):
         if grad_log_prob is not None:
             grad.scatter_add_(-1, action.unsqueeze(-1), grad_log_prob.unsqueeze(-1))
         return grad.to(ctx.logits_dtype), None, None
-
-
-class _BitwiseFill(torch.autograd.Function):
-    """`torch.where(mask, x, fill)` with fill 0 or -inf: ((x ^ fill) & keep) ^ fill on the bits.
-
-    `keep` is all ones where valid and 0 elsewhere. The CPU kernel of `where` takes a branch an
-    entry, which a random mask makes 3 to 4 ns; these operations are vectorised. As they look at no
-    value, a NaN where the mask is False is gone too.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, mask: Tensor, minus_inf: bool) -> Tensor:
-        integer, inf_bits = (
-            (torch.int64, -(2**52)) if x.dtype == torch.float64 else (torch.int32, -(2**23))
-        )
-        fill = inf_bits if minus_inf else 0
-        keep = mask.view(torch.int8).neg().to(integer)
-        return ((x.view(integer) ^ fill) & keep).bitwise_xor_(fill).view(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        # not bitwise: a batched gradient has no such view
-        return torch.where(ctx.saved_tensors[0], grad_outputs[0], _ZERO), None, None

@@ -1,8 +1,6 @@
-import importlib.util
 import math
 import re
 import shutil
-import sys
 from functools import partial
 
 import numpy as np
@@ -11,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from plain_modules import without_shape_checks
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from rlmask.ops import masking as ops
+from rlmask.ops import rows as rows_module
 
 HALF = [torch.float16, torch.bfloat16]
 UPCAST = [torch.float32, torch.bfloat16, torch.float16]
@@ -131,7 +131,7 @@ def debug():
 def size(request, monkeypatch):
     """Makes the ops treat a few entries as they treat thousands on the CPU: bitwise, in blocks."""
     if request.param == "large":
-        monkeypatch.setattr(ops, "_BITWISE_SIZE", 0)
+        monkeypatch.setattr(rows_module, "BITWISE_SIZE", 0)
         monkeypatch.setattr(ops, "_BLOCK_SIZE", 1)
 
 
@@ -1005,14 +1005,8 @@ def test_vmapped_gradient_agrees(name):
 
 @pytest.fixture
 def plain_ops():
-    """The ops as users run them: the shape checks of the tests cannot be traced by a compiler."""
-    spec = importlib.util.spec_from_file_location("masking_without_shape_checks", ops.__file__)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the compiler looks for globals
-    spec.loader.exec_module(module)
-    yield module
-    torch._dynamo.reset()
-    del sys.modules[spec.name]
+    with without_shape_checks(rows_module, ops) as (_, module):
+        yield module
 
 
 # PyTorch's own, when it traces an autograd.Function and when it loads inductor

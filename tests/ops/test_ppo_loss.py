@@ -62,16 +62,27 @@ def test_losses_and_gradient_are_those_of_the_composition(parts, changes):
     loss, (policy, value_loss, entropy, log_prob) = composition(*arguments, settings)
     expected = torch.autograd.grad(loss, (logits, value))
 
-    losses, *gradient = ops.masked_ppo_loss(*arguments, **settings)
+    terms, *gradient = ops.masked_ppo_loss(*arguments, **settings)
 
     torch.testing.assert_close(tuple(gradient), expected, rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(losses[:3], (policy.detach(), value_loss.detach(), entropy.detach()))
+    metrics = ops.ppo_metrics([terms], settings["clip_range"])
     log_ratio = log_prob.detach() - arguments[4]
     ratio = log_ratio.exp()
-    torch.testing.assert_close(losses.approx_kl, (ratio - 1 - log_ratio).mean())
-    clipped = ((ratio - 1).abs() > settings["clip_range"]).float().mean()
-    torch.testing.assert_close(losses.clip_fraction, clipped)
-    assert 0 < losses.clip_fraction < 1
+    torch.testing.assert_close(terms.log_ratio, log_ratio)
+    assert metrics["loss/policy"] == pytest.approx(policy.item())
+    assert metrics["loss/value"] == pytest.approx(value_loss.item())
+    assert metrics["loss/entropy"] == pytest.approx(entropy.item())
+    assert metrics["loss/approx_kl"] == pytest.approx((ratio - 1 - log_ratio).mean().item())
+    clipped = ((ratio - 1).abs() > settings["clip_range"]).double().mean().item()
+    assert metrics["loss/clip_fraction"] == pytest.approx(clipped)
+    assert 0 < clipped < 1
+
+
+def test_metrics_are_the_means_over_all_minibatches():
+    first, second = (ops.masked_ppo_loss(*sample(seed=i), **SETTINGS)[0] for i in range(2))
+    whole = ops.ppo_metrics([first, second], 0.2)
+    halves = [ops.ppo_metrics([terms], 0.2) for terms in (first, second)]
+    assert whole == pytest.approx({k: (halves[0][k] + halves[1][k]) / 2 for k in whole})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -80,31 +91,32 @@ def test_invalid_logits_have_no_gradient_and_no_say(dtype):
     mask = rest[1]
     hard = torch.where(mask, logits, torch.tensor([1e4, -1e4, math.inf, math.nan, 3.0])).to(dtype)
     easy = torch.where(mask, logits, 0.0).to(dtype)
-    losses, gradient, _ = ops.masked_ppo_loss(hard, *rest, **SETTINGS)
-    same_losses, same_gradient, _ = ops.masked_ppo_loss(easy, *rest, **SETTINGS)
+    terms, gradient, _ = ops.masked_ppo_loss(hard, *rest, **SETTINGS)
+    same_terms, same_gradient, _ = ops.masked_ppo_loss(easy, *rest, **SETTINGS)
     assert gradient.dtype == dtype
     assert gradient[~mask].eq(0).all() and gradient.isfinite().all()
     assert torch.equal(gradient, same_gradient)
-    assert losses == same_losses
+    assert all(map(torch.equal, terms, same_terms))
 
 
 def test_a_row_with_one_valid_action_has_no_policy_gradient():
     logits, *rest = sample(rows=4, dtype=torch.float32)
     rest[1][:] = torch.tensor([False, False, True, False, False])
     rest[2][:], rest[3][:] = 2, 0.0
-    losses, gradient, _ = ops.masked_ppo_loss(logits * 1e30, *rest, **SETTINGS)
+    terms, gradient, _ = ops.masked_ppo_loss(logits * 1e30, *rest, **SETTINGS)
     assert gradient.eq(0).all()
-    assert losses.entropy == 0 and losses.approx_kl == 0
+    assert terms.entropy.eq(0).all() and terms.log_ratio.eq(0).all()
 
 
 def test_a_ratio_that_overflows_stays_finite():
     logits, value, mask, action, old, *rest = sample(dtype=torch.float32)
     for advantage in (-1.0, 0.0, 1.0):
         rest[1][:] = advantage
-        losses, gradient, _ = ops.masked_ppo_loss(
+        terms, gradient, _ = ops.masked_ppo_loss(
             logits, value, mask, action, old - 200, *rest, **SETTINGS
         )
-        assert gradient.isfinite().all() and math.isfinite(losses.policy)
+        assert gradient.isfinite().all() and terms.surrogate.isfinite().all()
+        assert math.isfinite(ops.ppo_metrics([terms], 0.2)["loss/approx_kl"])
 
 
 def test_debug_refuses_an_invalid_action():

@@ -1,0 +1,74 @@
+"""Adam over all parameters of a network as one vector."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+
+class FlatAdam:
+    """PyTorch's fused Adam, with one tensor to step and one gradient to clip, not a dozen of each.
+
+    The parameters of the network become views of one vector; make it when the network is on its
+    device. Learning rate and clipping are arguments of each step.
+
+    Reference: Kingma & Ba 2015, arXiv:1412.6980.
+
+    Args:
+        epsilon: added to the square root of the second moment.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-5,
+    ) -> None:
+        self.parameters = list(network.parameters())
+        self.weights = torch.cat([p.detach().flatten() for p in self.parameters])
+        views = self.weights.split([p.numel() for p in self.parameters])
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.data = view.view_as(parameter)
+        self.gradient = torch.zeros_like(self.weights)
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
+        self._moment1 = torch.zeros_like(self.weights)
+        self._moment2 = torch.zeros_like(self.weights)
+        self._num_steps = torch.zeros((), device=self.weights.device)
+
+    def receive(self, gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """Take the gradients of `parameters`, in their order; return the norm of all together."""
+        torch.cat([gradient.flatten() for gradient in gradients], out=self.gradient)
+        return torch.linalg.vector_norm(self.gradient)
+
+    def step(self, learning_rate: float, scale: float = 1.0) -> None:
+        """Step against the received gradient times `scale`."""
+        if scale != 1.0:
+            self.gradient.mul_(scale)
+        adam(
+            [self.weights],
+            [self.gradient],
+            [self._moment1],
+            [self._moment2],
+            [],
+            [self._num_steps],
+            fused=True,
+            amsgrad=False,
+            beta1=self._beta1,
+            beta2=self._beta2,
+            lr=learning_rate,
+            weight_decay=0.0,
+            eps=self._epsilon,
+            maximize=False,
+        )
+
+    def capture(self) -> dict[str, Tensor]:
+        """Return the moments and the number of steps; the weights are the network's."""
+        return {"step": self._num_steps, "exp_avg": self._moment1, "exp_avg_sq": self._moment2}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a captured state."""
+        for name, own in self.capture().items():
+            own.copy_(state[name])

@@ -1,0 +1,66 @@
+import torch
+from torch import nn
+
+from rlmask.optim import FlatAdam
+
+
+def small_network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def gradients(network, x):
+    return torch.autograd.grad(network(x).square().sum(), list(network.parameters()))
+
+
+def test_the_parameters_are_views_of_one_vector():
+    network = small_network()
+    x = torch.randn(5, 3)
+    before = network(x)
+    optimizer = FlatAdam(network)
+    assert optimizer.weights.numel() == sum(p.numel() for p in network.parameters())
+    torch.testing.assert_close(network(x), before, rtol=0, atol=0)
+    optimizer.weights.zero_()
+    assert all(p.eq(0).all() for p in network.parameters())
+
+
+def test_steps_are_those_of_torch():
+    ours, theirs = small_network(), small_network()
+    optimizer = FlatAdam(ours, beta1=0.8, beta2=0.95, epsilon=1e-3)
+    reference = torch.optim.Adam(theirs.parameters(), betas=(0.8, 0.95), eps=1e-3)
+    for step in range(5):
+        x = torch.randn(6, 3)
+        scale, reference.param_groups[0]["lr"] = 0.5 / (step + 1), 0.1 / (step + 1)
+        norm = optimizer.receive(gradients(ours, x))
+        expected = gradients(theirs, x)
+        for parameter, gradient in zip(theirs.parameters(), expected, strict=True):
+            parameter.grad = gradient * scale
+        total = sum(gradient.square().sum() for gradient in expected) ** 0.5
+        torch.testing.assert_close(norm, total)
+        optimizer.step(0.1 / (step + 1), scale)
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_capture_and_restore_go_on_bit_for_bit():
+    x = torch.randn(4, 6, 3)
+
+    def train(network, optimizer, batches):
+        for batch in batches:
+            optimizer.receive(gradients(network, batch))
+            optimizer.step(0.01)
+
+    whole = small_network()
+    train(whole, FlatAdam(whole), x)
+    first = small_network()
+    optimizer = FlatAdam(first)
+    train(first, optimizer, x[:2])
+    second = small_network(seed=1)
+    second.load_state_dict(first.state_dict())
+    resumed = FlatAdam(second)
+    captured = optimizer.capture()
+    resumed.restore(captured)
+    train(second, resumed, x[2:])
+    assert all(map(torch.equal, whole.parameters(), second.parameters()))
+    assert captured["step"] == 2, "what was captured is not shared"
