@@ -1,13 +1,9 @@
-"""Networks: a torso for each kind of observation, and the actor-critic that PPO trains.
+"""Networks: the actor-critic that PPO trains.
 
-Dimension key: `B` batch, `A` union actions, `H` features, `G` networks side by side (policy,
-value).
+Dimension key: `B` batch, `A` union actions, `H` features, `G` torsos (one shared, or two).
 """
 
-import math
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,129 +11,8 @@ from torch import Tensor, nn
 
 from rlmask.normalize import update_moments
 from rlmask.ops import masked_argmax, masked_inverse_cdf, split_parts
+from rlmask.torso import Activation, Torso, grad_of
 from rlmask.types import ActionSpec, ObsSpec, Policy
-
-Activation = Literal["tanh", "relu"]
-SQRT_2 = math.sqrt(2)  # gain of hidden layers
-MINUS_ONE = torch.tensor(-1.0)
-
-
-def tanh(x: Tensor) -> Tensor:
-    """Return tanh x, as 2 σ(2x) - 1 where that is quicker: to an absolute error of 2e-7.
-
-    PyTorch's CPU kernel of the sigmoid is three to seven times as fast as that of tanh, which pays
-    for the other two operations from some thousand entries on, and for their gradients later.
-    """
-    if x.is_cpu and x.numel() > (2**14 if x.requires_grad else 2**11):
-        return torch.add(MINUS_ONE, torch.sigmoid(x * 2), alpha=2)
-    return torch.tanh(x)
-
-
-class GroupLinear(nn.Module):
-    """G linear layers of the same shape in one batched product, [G, B, in] -> [G, B, out]."""
-
-    def __init__(
-        self, groups: int, in_features: int, out_features: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        weights = [orthogonal(in_features, out_features, SQRT_2, generator) for _ in range(groups)]
-        self.weight = nn.Parameter(torch.stack(weights))
-        self.bias = nn.Parameter(torch.zeros(groups, 1, out_features))
-
-    def forward(self, x: Float[Tensor, " G B inputs"]) -> Float[Tensor, " G B H"]:
-        """Apply each layer to its own rows."""
-        return torch.baddbmm(self.bias, x, self.weight)
-
-
-class FirstLayer(nn.Module):
-    """The first layer of G networks, that all see the same observation: [B, *obs] -> [B, G*H].
-
-    A discrete observation picks its row of the weights: exactly the linear layer of its one-hot
-    vector, without the product with all the zeros.
-    """
-
-    def __init__(self, groups: int, obs: ObsSpec, width: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.discrete = obs.kind == "discrete"
-        inputs = obs.n if self.discrete else obs.shape[0]
-        weights = [orthogonal(inputs, width, SQRT_2, generator) for _ in range(groups)]
-        self.weight = nn.Parameter(torch.cat(weights, dim=1))
-        self.bias = nn.Parameter(torch.zeros(groups * width))
-
-    def forward(self, obs: Tensor) -> Float[Tensor, " B H"]:
-        """Return the G networks' activations side by side."""
-        if self.discrete:
-            return self.weight.index_select(0, obs) + self.bias
-        return torch.addmm(self.bias, obs, self.weight)
-
-
-class ConvTorso(nn.Module):
-    """Convolutions over images [B, height, width, channels]; uint8 is scaled to [0, 1].
-
-    Images of 36 pixels and more get the three layers of Mnih et al. 2015 (doi:10.1038/nature14236),
-    smaller boards one 3x3 layer of 16 filters, as in MinAtar (Young & Tian 2019, arXiv:1903.03176).
-    """
-
-    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
-        super().__init__()
-        height, width, channels = shape
-        large = min(height, width) >= 36
-        sizes = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, min(3, height, width), 1)]
-        layers: list[nn.Module] = []
-        for filters, kernel, stride in sizes:
-            conv = nn.Conv2d(channels, filters, kernel, stride)
-            nn.init.orthogonal_(conv.weight, SQRT_2, generator=generator)
-            nn.init.zeros_(conv.get_parameter("bias"))
-            layers += [conv, nn.ReLU()]
-            height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            channels = filters
-        self.layers = nn.Sequential(*layers)
-        self.out_features = channels * height * width
-
-    def forward(self, image: Tensor) -> Float[Tensor, " B H"]:
-        """Return the filters, flat."""
-        scaled = image.float() / 255 if image.dtype == torch.uint8 else image
-        # [B, H, W, C] -> [B, C, H, W], a view that already is channels_last
-        return self.layers(scaled.permute(0, 3, 1, 2)).flatten(1)
-
-
-class Torso(nn.Module):
-    """G networks side by side, from an observation to features [G, B, H]."""
-
-    def __init__(
-        self,
-        groups: int,
-        obs: ObsSpec,
-        hidden_sizes: Sequence[int],
-        activation: Activation,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.groups = groups
-        self.activation = tanh if activation == "tanh" else torch.relu
-        if obs.kind == "image":
-            convs = [ConvTorso(obs.shape, generator) for _ in range(groups)]
-            self.convs = nn.ModuleList(convs)
-            self.first = None
-            sizes = [convs[0].out_features, *hidden_sizes]
-        else:
-            self.first = FirstLayer(groups, obs, hidden_sizes[0], generator)
-            sizes = list(hidden_sizes)
-        self.layers = nn.ModuleList(
-            GroupLinear(groups, inputs, width, generator) for inputs, width in pairwise(sizes)
-        )
-
-    def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        """Return the features of each network."""
-        if self.first is None:
-            features = torch.stack([conv(obs) for conv in self.convs])
-        else:
-            features = self.activation(self.first(obs))
-            # [B, G*H] -> [G, B, H]
-            features = features.view(len(obs), self.groups, -1).transpose(0, 1)
-        for layer in self.layers:
-            features = self.activation(layer(features))
-        return features
 
 
 class ActorCritic(nn.Module):
@@ -180,11 +55,50 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
         """Return logits and value."""
-        if self.normalize_obs:
-            scaled = (obs - self.obs_mean) / (self.obs_var + 1e-8).sqrt()
-            obs = scaled.clamp(-10, 10).float()
-        features = self.torso(obs).unbind(0)  # one or two of [B, H]
+        return self.heads(self.torso(self.scaled(obs)))
+
+    def scaled(self, obs: Tensor) -> Tensor:
+        """Return the observations as the torso sees them."""
+        if not self.normalize_obs:
+            return obs
+        scaled = (obs - self.obs_mean) / (self.obs_var + 1e-8).sqrt()
+        return scaled.clamp(-10, 10).float()
+
+    def heads(
+        self, features: Float[Tensor, " G B H"]
+    ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
+        """Return logits and value, of one shared row of features or of one each."""
         return self.actor_head(features[0]), self.critic_head(features[-1]).squeeze(-1)
+
+    @torch.no_grad()
+    def vjp(
+        self, obs: Tensor
+    ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"], Callable[[Tensor, Tensor], None]]:
+        """Return logits, value, and the pullback of their gradients (vector-Jacobian product).
+
+        `pullback(∂L/∂logits, ∂L/∂value)`, called under `torch.no_grad()`, writes ∂L/∂w to `w.grad`
+        of every parameter w.
+
+        Raises:
+            RuntimeError: in the pullback, if a parameter has no `grad` to write to.
+        """
+        features, torso_pullback = self.torso.vjp(self.scaled(obs))
+        actor, critic = self.actor_head, self.critic_head
+
+        def pullback(grad_logits: Float[Tensor, " B A"], grad_value: Float[Tensor, " B"]) -> None:
+            torch.mm(grad_logits.mT, features[0], out=grad_of(actor.weight))
+            torch.sum(grad_logits, 0, out=grad_of(actor.bias))
+            torch.mv(features[-1].mT, grad_value, out=grad_of(critic.weight)[0])
+            torch.sum(grad_value, 0, keepdim=True, out=grad_of(critic.bias))
+            grad = torch.empty_like(features)
+            torch.mm(grad_logits, actor.weight, out=grad[0])
+            if len(features) == 1:
+                grad[0].addr_(grad_value, critic.weight[0])
+            else:
+                torch.outer(grad_value, critic.weight[0], out=grad[1])
+            torso_pullback(grad)
+
+        return *self.heads(features), pullback
 
     @torch.no_grad()
     def observe(self, obs: Float[Tensor, " B *obs"]) -> None:
@@ -200,17 +114,6 @@ def head(in_features: int, out_features: int, gain: float, generator: torch.Gene
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def orthogonal(
-    in_features: int, out_features: int, gain: float, generator: torch.Generator
-) -> Float[Tensor, "inputs outputs"]:
-    """Return a random orthogonal matrix times `gain`.
-
-    Reference: Saxe et al. 2014, arXiv:1312.6120.
-    """
-    weight = torch.empty(out_features, in_features)
-    return nn.init.orthogonal_(weight, gain, generator=generator).T.contiguous()
 
 
 def actor_policy(

@@ -1,6 +1,6 @@
 """Adam over all parameters of a network as one vector."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,8 @@ from torch.optim.adam import adam
 class FlatAdam:
     """PyTorch's fused Adam, with one tensor to step and one gradient to clip, not a dozen of each.
 
-    The parameters of the network become views of one vector; make it when the network is on its
-    device. Learning rate and clipping are arguments of each step.
+    The parameters of the network become views of one vector, and each one's `grad` of another; make
+    it when the network is on its device. Learning rate and clipping are arguments of each step.
 
     Reference: Kingma & Ba 2015, arXiv:1412.6980.
 
@@ -27,24 +27,25 @@ class FlatAdam:
         beta2: float = 0.999,
         epsilon: float = 1e-5,
     ) -> None:
-        self.parameters = list(network.parameters())
-        self.weights = torch.cat([p.detach().flatten() for p in self.parameters])
-        views = self.weights.split([p.numel() for p in self.parameters])
-        for parameter, view in zip(self.parameters, views, strict=True):
-            parameter.data = view.view_as(parameter)
+        parameters = list(network.parameters())
+        self.weights = torch.cat([p.detach().flatten() for p in parameters])
         self.gradient = torch.zeros_like(self.weights)
+        sizes = [p.numel() for p in parameters]
+        for parameter, weight, gradient in zip(
+            parameters, self.weights.split(sizes), self.gradient.split(sizes), strict=True
+        ):
+            parameter.data, parameter.grad = weight.view_as(parameter), gradient.view_as(parameter)
         self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
         self._moment1 = torch.zeros_like(self.weights)
         self._moment2 = torch.zeros_like(self.weights)
         self._num_steps = torch.zeros((), device=self.weights.device)
 
-    def receive(self, gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """Take the gradients of `parameters`, in their order; return the norm of all together."""
-        torch.cat([gradient.flatten() for gradient in gradients], out=self.gradient)
+    def gradient_norm(self) -> Float[Tensor, ""]:
+        """Return the norm of the gradient of all parameters together."""
         return torch.linalg.vector_norm(self.gradient)
 
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
-        """Step against the received gradient times `scale`."""
+        """Step against the gradient times `scale`."""
         if scale != 1.0:
             self.gradient.mul_(scale)
         adam(

@@ -19,18 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlmask.networks import (
-    Activation,
-    ActorCritic,
-    actor_policy,
-    choose_device,
-)
+from rlmask.networks import ActorCritic, actor_policy, choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
     PPOTerms,
     approximate_kl,
     explained_variance,
     generalized_advantage_estimation,
+    join_parts,
     linear_schedule,
     masked_inverse_cdf,
     masked_ppo_loss,
@@ -39,6 +35,7 @@ from rlmask.ops import (
     split_parts,
 )
 from rlmask.optim import FlatAdam
+from rlmask.torso import Activation
 from rlmask.types import (
     ActionSpec,
     Episode,
@@ -478,6 +475,7 @@ def with_advantages(rollout: Rollout, scaler: RewardScaler, config: PPOConfig) -
     return tree_map(lambda x: x.flatten(0, 1), batch)
 
 
+@torch.no_grad()
 def learn(
     network: ActorCritic,
     optimizer: FlatAdam,
@@ -503,10 +501,9 @@ def learn(
             shuffled = replace(shuffled, advantage=advantage)
         seen, norms = [], []
         for minibatch in split(shuffled, size):
-            flat_logits, value = network(minibatch.obs)
-            logits = split_parts(flat_logits, nvec)
-            terms, *grad_outputs = masked_ppo_loss(
-                logits,
+            logits, value, pullback = network.vjp(minibatch.obs)
+            terms, grad_logits, grad_value = masked_ppo_loss(
+                split_parts(logits, nvec),
                 value,
                 split_parts(minibatch.action_mask, nvec),
                 minibatch.action,
@@ -520,8 +517,8 @@ def learn(
                 entropy_coef=config.entropy_coef,
                 normalize_entropy=config.normalize_entropy,
             )
-            gradients = torch.autograd.grad((logits, value), optimizer.parameters, grad_outputs)
-            norm = float(optimizer.receive(gradients))
+            pullback(join_parts(grad_logits, nvec), grad_value)
+            norm = float(optimizer.gradient_norm())
             seen.append(terms)
             norms.append(norm)
             if config.target_kl is not None and mean_kl(terms) > 1.5 * config.target_kl:

@@ -14,7 +14,7 @@ TRAINERS = {"ppo", "dqn", "distill"}
 LAYERS = (
     {"ops"},
     {"types"},
-    {"vector", "normalize", "optim", "replay", "config", "checkpoint", "log", "display"},
+    {"vector", "normalize", "optim", "torso", "replay", "config", "checkpoint", "log", "display"},
     {"networks", "evaluate", "record"},
     TRAINERS,
     {"runs"},

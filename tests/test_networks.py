@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
-from rlmask.networks import ActorCritic, ConvTorso, FirstLayer, actor_policy, tanh
+from rlmask.networks import ActorCritic, actor_policy
 from rlmask.normalize import RewardScaler, update_moments
+from rlmask.optim import FlatAdam
+from rlmask.torso import ConvTorso, FirstLayer, tanh
 from rlmask.types import ActionSpec, ObsSpec
 
 DISCRETE = ObsSpec(kind="discrete", shape=(), dtype="int64", n=7)
@@ -43,6 +45,40 @@ def test_shapes_and_that_rows_do_not_mix(obs, shared, activation):
     assert logits.shape == (3, 5) and value.shape == (3,)
     alone = network(batch[1:2])
     torch.testing.assert_close((logits[1:2], value[1:2]), alone)
+
+
+@pytest.mark.parametrize("obs", [DISCRETE, VECTOR, BOARD])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("hidden_sizes", [(8,), (8, 6), (5, 7, 6)])
+def test_the_gradient_is_that_of_autograd(obs, shared, activation, hidden_sizes):
+    network = make(
+        obs,
+        shared_torso=shared,
+        activation=activation,
+        hidden_sizes=hidden_sizes,
+        normalize_obs=True,
+    )
+    batch = draw(obs, 9)  # with equal observations among the discrete
+    grad_logits, grad_value = torch.randn(9, 3), torch.randn(9)
+    logits, value = network(batch)
+    parameters = dict(network.named_parameters())
+    gradients = torch.autograd.grad(
+        (logits, value), list(parameters.values()), (grad_logits, grad_value)
+    )
+    FlatAdam(network).gradient.fill_(math.nan)  # all of it is written
+    with torch.no_grad():
+        same_logits, same_value, pullback = network.vjp(batch)
+        pullback(grad_logits, grad_value)
+    torch.testing.assert_close((same_logits, same_value), (logits.detach(), value.detach()))
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_gradient_that_has_no_place_is_an_error():
+    network = make(VECTOR)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="make a FlatAdam"):
+        network.vjp(draw(VECTOR, 2))[2](torch.ones(2, 3), torch.ones(2))
 
 
 def test_a_discrete_observation_is_its_one_hot_vector():

@@ -100,6 +100,13 @@ def split_parts(
     )
 
 
+def join_parts(parts: Float[Tensor, "*batch actions"], nvec: tuple[int, ...]) -> Tensor:
+    """Return flat rows [*batch, sum(nvec)] of what `split_parts` split, without the padding."""
+    if len(nvec) == 1:
+        return parts
+    return torch.cat([parts[..., i, :n] for i, n in enumerate(nvec)], dim=-1)
+
+
 def masked_log_softmax(
     logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch actions"]:

@@ -928,6 +928,7 @@ def test_split_parts_cuts_the_row_and_pads_with_invalid(batch, nvec):
             torch.log_softmax(logits[..., start : start + n], -1),
         )
         assert not split_mask[..., part, n:].any()
+    assert torch.equal(ops.join_parts(split_logits, nvec), logits)
 
 
 # --- layouts and transforms
