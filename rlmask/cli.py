@@ -5,8 +5,10 @@ Every error that a user can cause is one line and exit code 2; a signal is 128 p
 
 import contextlib
 import io
+import itertools
 import json
 import math
+import os
 import sys
 import time
 import typing
@@ -30,7 +32,7 @@ from rlmask.display import make_display
 from rlmask.evaluate import Evaluation
 from rlmask.networks import DeviceError
 from rlmask.ops import EmptyMaskError, InvalidActionError
-from rlmask.record import VideoError, record_video
+from rlmask.record import VideoError, check_video_path, record_video
 from rlmask.vector import EnvError, Game, MaskError, MaskSource, SpaceError, check_env, list_envs
 
 USAGE = """\
@@ -64,31 +66,39 @@ EXPECTED_ERRORS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
-    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if command == "--version":
-        print(f"rlmask {__version__}")
-        return 0
-    if command not in COMMANDS:
-        return fail(f"there is no command `{command}`{suggest(command, list(COMMANDS))}")
     warnings.showwarning = show_warning
     try:
-        COMMANDS[command](rest)
+        run_command(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
     except EXPECTED_ERRORS as error:
         return fail(str(error))
     except run.Interrupted as error:
         return error.exit_code
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            return 0  # the reader of our output, `head` for one, has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader, `head` for one, has seen enough
+            with contextlib.suppress(io.UnsupportedOperation):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed on exit
+            return 0
         return fail(f"{error.filename or 'input/output'}: {error.strerror}")
     except SystemExit as error:
-        return int(error.code or 0)
+        code = int(error.code or 0)
+        return 0 if code == 1 else code  # 1 is rich's word for a closed pipe
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def run_command(words: list[str]) -> None:
+    """Run the command that is the first word, with the rest as its arguments."""
+    command, *arguments = words or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+    elif command == "--version":
+        print(f"rlmask {__version__}")
+    elif command in COMMANDS:
+        COMMANDS[command](arguments)
+    else:
+        raise ConfigError(f"there is no command `{command}`{suggest(command, list(COMMANDS))}")
 
 
 def train(arguments: list[str]) -> None:
@@ -123,7 +133,10 @@ def create_run(arguments: list[str]) -> Path:
     if path is None:
         config = runs.parse_config({"algo": "ppo", "env": "Taxi-v4"}, "defaults")
     else:
-        config = runs.parse_config(read_yaml(path), str(path))
+        settings = read_yaml(path)
+        if not settings.keys() & {"env", "games"} and (env := value_of("--env", arguments)):
+            settings["env"] = env  # a config may leave the env to the command line
+        config = runs.parse_config(settings, str(path))
     flags = make_dataclass(
         "Train",
         [
@@ -148,10 +161,25 @@ def create_run(arguments: list[str]) -> Path:
     config = runs.parse_config(settings, "command line")
     run_dir = chosen.run_dir
     if run_dir is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        run_dir = Path("runs") / f"{chosen.config.stem}-{config.settings.seed}-{stamp}"
+        run_dir = default_run_dir(f"{chosen.config.stem}-{config.settings.seed}")
     print(*runs.create(run_dir, config), sep="\n", flush=True)
     return run_dir
+
+
+def value_of(flag: str, arguments: list[str]) -> str | None:
+    """Return the value of a flag, given as `--flag value` or `--flag=value`; None if it is not."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            return value if equals else following
+    return None
+
+
+def default_run_dir(name: str) -> Path:
+    """Return `runs/<name>-<time>`, with a number behind it if there is one from this second."""
+    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
 
 
 @dataclass(frozen=True)
@@ -179,6 +207,8 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Eval, "eval", arguments)
     at_least("episodes", options.episodes, 1)
     at_least("seed", options.seed or 0, 0)
+    if options.video is not None:
+        check_video_path(options.video)  # before playing for minutes
     config = runs.read_config(options.run)
     seed = config.settings.seed if options.seed is None else options.seed
     policy = run.load(options.run, greedy=not options.stochastic, seed=seed)

@@ -133,10 +133,17 @@ def versions() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of the rlmask checkout, `+` if it was changed; None if it is none."""
-    here = Path(__file__).parent
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(here.parent), *arguments)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+
     try:
-        git = ("git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+")
-        output = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout
+        git("ls-files", "--error-unmatch", here.name)  # else it is installed in somebody's checkout
+        output = git("describe", "--always", "--abbrev=40", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
         return None
     return output.strip()

@@ -21,6 +21,20 @@ class VideoError(ValueError):
     """A video cannot be made."""
 
 
+def check_video_path(path: Path) -> None:
+    """Check that a video can be written there.
+
+    Raises:
+        VideoError: if its ending is unknown, its folder missing, or the extra for it not installed.
+    """
+    if path.suffix not in (".gif", ".mp4"):
+        raise VideoError(f"{path}: a video ends in .gif or .mp4")
+    if not path.parent.is_dir():
+        raise VideoError(f"{path}: there is no folder {path.parent}")
+    if path.suffix == ".mp4" and not (find_spec("imageio") and find_spec("imageio_ffmpeg")):
+        raise VideoError("an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif does not")
+
+
 def record_video(settings: Any, policy: Policy, path: Path, seed: int) -> None:
     """Play one episode of each game and write its frames, one game after the other.
 
@@ -30,10 +44,9 @@ def record_video(settings: Any, policy: Policy, path: Path, seed: int) -> None:
         seed: of the episodes.
 
     Raises:
-        VideoError: if the ending is another, a package is missing, or an env renders no images.
+        VideoError: see `check_video_path`; or if an env renders no images.
     """
-    if path.suffix not in (".gif", ".mp4"):
-        raise VideoError(f"{path}: a video ends in .gif or .mp4")
+    check_video_path(path)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
     spec = join(settings.all_games, settings.num_actions)
     frames: list[np.ndarray] = []
@@ -84,13 +97,7 @@ def pad(frames: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def write_mp4(path: Path, frames: list[np.ndarray], frames_per_second: int) -> None:
-    """Write frames of one size as an MP4.
-
-    Raises:
-        VideoError: if the extra `video` is not installed.
-    """
-    if not (find_spec("imageio") and find_spec("imageio_ffmpeg")):
-        raise VideoError("an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif does not")
+    """Write frames of one size as an MP4; needs the extra `video`."""
     import imageio.v3
 
     imageio.v3.imwrite(

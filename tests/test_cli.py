@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -460,6 +461,31 @@ def test_a_missing_extra_for_mp4_is_one_line(refusal, trained, monkeypatch, name
     assert "pip install 'rlmask[video]'" in line
 
 
+def test_a_video_that_cannot_be_written_is_refused_before_anything_is_played(
+    refusal, trained, monkeypatch
+):
+    monkeypatch.setattr(run, "evaluate_games", None)
+    refusal("eval", trained, "--video", "film.avi")
+
+
+@pytest.mark.parametrize("flags", [("--env", "Taxi-v4"), ("--env=Taxi-v4",)])
+def test_a_config_may_leave_the_env_to_the_command_line(rlmask, refusal, flags):
+    Path("open.yaml").write_text(CONFIG.replace("env: Taxi-v4\n", ""))
+    assert "set either env or games" in refusal("train", "open.yaml", "--run-dir", "run")
+    code, _, errors = rlmask("train", "open.yaml", *flags, "--run-dir", "run")
+    assert (code, errors) == (0, "")
+
+
+def test_runs_of_one_second_get_directories_of_their_own(monkeypatch):
+    monkeypatch.setattr(cli.time, "strftime", lambda form: "20260101-120000")
+    names = []
+    for _ in range(3):
+        names.append(cli.default_run_dir("taxi-0"))
+        names[-1].mkdir(parents=True)
+    first = Path("runs/taxi-0-20260101-120000")
+    assert names == [first, Path(f"{first}-2"), Path(f"{first}-3")]
+
+
 def test_a_missing_extra_for_the_pictures_is_one_line(refusal, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     line = refusal("eval", trained, "--episodes", "1", "--video", "film.gif")
@@ -509,6 +535,15 @@ def test_a_reader_who_has_seen_enough_is_no_error(rlmask, monkeypatch):
 
     monkeypatch.setitem(cli.COMMANDS, "envs", write)
     assert rlmask("envs") == (0, "", "")
+
+
+def test_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "rlmask.cli", "--help"]
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # check-env and envs

@@ -1,11 +1,13 @@
 import json
 import math
+import subprocess
 import sys
 
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlmask import log as log_module
 from rlmask.log import Log, plot_learning_curve, read_metrics, versions
 
 
@@ -178,6 +180,19 @@ def test_versions(monkeypatch):
     for name in ("rlmask", "torch", "numpy", "gymnasium", "safetensors"):
         assert found[name] == __import__(name).__version__
     json.dumps(found)
+
+
+def test_an_install_inside_of_another_checkout_has_no_commit(monkeypatch, tmp_path):
+    name = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a"}
+    for key, value in {**name, "GIT_COMMITTER_EMAIL": "a"}.items():
+        monkeypatch.setenv(key, value)
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "somebody's"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    (tmp_path / "log.py").touch()
+    monkeypatch.setattr(log_module, "__file__", str(tmp_path / "log.py"))
+    assert versions()["git_commit"] is None
+    subprocess.run(["git", "-C", str(tmp_path), "add", "log.py"], check=True)
+    assert versions()["git_commit"].endswith("+")  # a checkout of its own, with changes
 
 
 def test_versions_without_git(monkeypatch):
