@@ -330,21 +330,23 @@ def yaml_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, Mapping | tuple),
         str_from_instance=lambda value: [
-            yaml.safe_dump(to_settings(value), default_flow_style=True)
+            yaml.safe_dump(to_settings(value), default_flow_style=True).strip()
         ],
     )
 
 
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """Print the figures of an evaluation as a table."""
-    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
+    table = Table(show_header=False)
     error = evaluation.standard_error
     plus_minus = f" ± {error:.2f}" if math.isfinite(error) else ""  # of one episode there is none
     table.add_row("mean return", f"{evaluation.mean_return:.2f}{plus_minus}")
     table.add_row("episodes", str(evaluation.episodes))
     table.add_row("mean length", f"{evaluation.mean_length:.1f} steps")
     table.add_row("invalid actions", f"{evaluation.invalid_actions:.2%} of the steps")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(title, style="bold", markup=False)
+    console.print(table)
 
 
 def fail(message: str) -> int:

@@ -98,16 +98,23 @@ class PlainDisplay:
 
 
 class Clock:
-    """Steps per second since the start of this process, and what they promise."""
+    """Steps per second of this process, and what they promise.
+
+    The first update, in which envs are made and libraries loaded, counts only until the second.
+    """
 
     def start(self, total: int, env_steps: int) -> None:
         """Begin at some env steps of a total."""
         self.total, self._first, self._done = total, env_steps, env_steps
         self._begin = time.monotonic()
+        self._ticks = 0
 
     def tick(self, env_steps: int) -> None:
         """Take note of the env steps done."""
-        self._done = env_steps
+        self._ticks += 1
+        if self._ticks == 2:
+            self._first, self._begin = self._done, self._last
+        self._done, self._last = env_steps, time.monotonic()
 
     @property
     def steps_per_second(self) -> float:
@@ -132,7 +139,7 @@ def returns(metrics: Mapping[str, float]) -> str:
     return f"{sum(values) / len(values):.2f}" if values else "-"
 
 
-def short(number: float) -> str:
+def short(number: int | float) -> str:
     """Return 1234567 as 1.23M."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
