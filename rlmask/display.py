@@ -17,12 +17,12 @@ class LiveDisplay:
         self._console = console
         self._progress = Progress(
             TextColumn("{task.fields[steps]}"),
-            BarColumn(bar_width=None),
+            # short of the edge, where the ^C that a terminal prints would break the line
+            BarColumn(bar_width=max(8, min(40, console.width - 68))),
             TextColumn("return [bold]{task.fields[returns]}[/]"),
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[left]} left"),
             console=console,
-            expand=True,
         )
         self._clock = Clock()
 
