@@ -1,9 +1,10 @@
 """Reinforcement learning where not every action is valid in every state.
 
+import rlmask
 from rlmask import ppo
 
 for update in ppo.train(ppo.PPOConfig(env="Taxi-v4")):
-    print(update.env_steps, update.metrics["rollout/episode_return"])
+    print(update.env_steps, update.metrics.get("rollout/episode_return"))  # None before an end
 
 policy = rlmask.load("runs/...")
 action = policy(obs, action_mask)

@@ -3,33 +3,26 @@
 Every error that a user can cause is one line and exit code 2; a signal is 128 plus its number.
 """
 
-import contextlib
-import io
-import itertools
 import json
 import math
-import os
 import sys
 import time
-import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from rlmask import __version__, run, runs
 from rlmask.checkpoint import CheckpointError
-from rlmask.config import ConfigError, convert, read_yaml, suggest, to_settings
-from rlmask.display import make_display
+from rlmask.config import ConfigError, read_yaml, suggest, to_settings
+from rlmask.display import make_display, writing
 from rlmask.evaluate import Evaluation
+from rlmask.flags import check_range, games_of, parse
 from rlmask.networks import DeviceError
 from rlmask.ops import EmptyMaskError, InvalidActionError
 from rlmask.record import VideoError, check_video_path, record_video
@@ -69,32 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = show_warning
     try:
         run_command(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
     except EXPECTED_ERRORS as error:
         return fail(str(error))
     except run.Interrupted as error:
         return error.exit_code
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader, `head` for one, has seen enough
-            with contextlib.suppress(io.UnsupportedOperation):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed on exit
-            return 0
-        return fail(f"{error.filename or 'input/output'}: {error.strerror}")
+        return fail(f"{error.filename or type(error).__name__}: {error.strerror or error}")
     except SystemExit as error:
-        code = int(error.code or 0)
-        return 0 if code == 1 else code  # 1 is rich's word for a closed pipe
+        return fail(error.code) if isinstance(error.code, str) else int(error.code or 0)
     except KeyboardInterrupt:
         return 130
+    finally:
+        with writing():
+            pass  # what is still in the buffer
     return 0
 
 
 def run_command(words: list[str]) -> None:
     """Run the command that is the first word, with the rest as its arguments."""
     command, *arguments = words or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE, end="")
-    elif command == "--version":
-        print(f"rlmask {__version__}")
+    if command in ("-h", "--help", "--version"):
+        with writing():
+            print(f"rlmask {__version__}\n" if command == "--version" else USAGE, end="")
     elif command in COMMANDS:
         COMMANDS[command](arguments)
     else:
@@ -108,10 +97,11 @@ def train(arguments: list[str]) -> None:
     else:
         run_dir = create_run(arguments)
     evaluation = run.train(run_dir, make_display())
-    print_evaluation(evaluation, "final evaluation, greedy")
-    print(f"TensorBoard     tensorboard --logdir {run_dir / 'tensorboard'}")
-    print(f"learning curve  {run_dir / 'learning_curve.png'}")
-    print(f"checkpoint      {runs.checkpoints(run_dir)[-1]}")
+    with writing():
+        print_evaluation(evaluation, "final evaluation, greedy")
+        print(f"TensorBoard     tensorboard --logdir {run_dir / 'tensorboard'}")
+        print(f"learning curve  {run_dir / 'learning_curve.png'}")
+        print(f"checkpoint      {runs.checkpoints(run_dir)[-1]}")
 
 
 @dataclass(frozen=True)
@@ -134,8 +124,8 @@ def create_run(arguments: list[str]) -> Path:
         config = runs.parse_config({"algo": "ppo", "env": "Taxi-v4"}, "defaults")
     else:
         settings = read_yaml(path)
-        if not settings.keys() & {"env", "games"} and (env := value_of("--env", arguments)):
-            settings["env"] = env  # a config may leave the env to the command line
+        if not settings.keys() & {"env", "games"}:  # left to the command line
+            settings |= games_of(arguments) or ({"env": "..."} if asks_for_help else {})
         config = runs.parse_config(settings, str(path))
     flags = make_dataclass(
         "Train",
@@ -159,27 +149,25 @@ def create_run(arguments: list[str]) -> Path:
     # flags are checked like the config they override: once more, in one place
     settings = {"algo": config.algo, **to_settings(chosen.settings), **to_settings(chosen.options)}
     config = runs.parse_config(settings, "command line")
-    run_dir = chosen.run_dir
-    if run_dir is None:
-        run_dir = default_run_dir(f"{chosen.config.stem}-{config.settings.seed}")
-    print(*runs.create(run_dir, config), sep="\n", flush=True)
+    if chosen.run_dir is None:
+        run_dir, news = create_default(f"{chosen.config.stem}-{config.settings.seed}", config)
+    else:
+        run_dir, news = chosen.run_dir, runs.create(chosen.run_dir, config)
+    with writing():
+        print(*news, sep="\n")
     return run_dir
 
 
-def value_of(flag: str, arguments: list[str]) -> str | None:
-    """Return the value of a flag, given as `--flag value` or `--flag=value`; None if it is not."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        name, equals, value = argument.partition("=")
-        if name == flag:
-            return value if equals else following
-    return None
-
-
-def default_run_dir(name: str) -> Path:
-    """Return `runs/<name>-<time>`, with a number behind it if there is one from this second."""
+def create_default(name: str, config: runs.RunConfig) -> tuple[Path, list[str]]:
+    """Make `runs/<name>-<time>`, with a number behind it if there is one from this second."""
     first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([first], others) if not path.exists())
+    run_dir, number = first, 1
+    while True:
+        try:
+            return run_dir, runs.create(run_dir, config)
+        except runs.RunExistsError:
+            number += 1
+            run_dir = first.with_name(f"{first.name}-{number}")
 
 
 @dataclass(frozen=True)
@@ -205,29 +193,35 @@ class Eval:
 def evaluate(arguments: list[str]) -> None:
     """`rlmask eval`."""
     options = parse(Eval, "eval", arguments)
-    at_least("episodes", options.episodes, 1)
-    at_least("seed", options.seed or 0, 0)
+    check_range("episodes", options.episodes, 1)
+    check_range("seed", options.seed or 0, 0)
     if options.video is not None:
         check_video_path(options.video)  # before playing for minutes
     config = runs.read_config(options.run)
     seed = config.settings.seed if options.seed is None else options.seed
     policy = run.load(options.run, greedy=not options.stochastic, seed=seed)
     evaluation, by_name = run.evaluate_games(
-        config.settings, policy, options.episodes, seed=seed, use_mask=not options.without_mask
+        config,
+        policy,
+        num_episodes=options.episodes,
+        seed=seed,
+        use_mask=not options.without_mask,
     )
-    if options.json:
-        print(json.dumps(evaluation.as_json()))
-    else:
-        how = "stochastic" if options.stochastic else "greedy"
-        mask = ", mask hidden" if options.without_mask else ""
-        print_evaluation(evaluation, f"{options.run.resolve().name}, {how}{mask}")
-        if len(config.settings.all_games) > 1:
-            for name, value in by_name.items():
-                print(f"{name}  {value:.4g}")
+    with writing():
+        if options.json:
+            print(json.dumps(evaluation.as_json()))
+        else:
+            how = "stochastic" if options.stochastic else "greedy"
+            mask = ", mask hidden" if options.without_mask else ""
+            print_evaluation(evaluation, f"{options.run.resolve().name}, {how}{mask}")
+            if len(config.settings.all_games) > 1:
+                for name, value in by_name.items():
+                    print(f"{name}  {value:.4g}")
     if options.video is not None:
         record_video(config.settings, policy, options.video, seed)
         if not options.json:
-            print(f"video  {options.video}")
+            with writing():
+                print(f"video  {options.video}")
 
 
 @dataclass(frozen=True)
@@ -249,14 +243,16 @@ class CheckEnv:
 def check(arguments: list[str]) -> None:
     """`rlmask check-env`."""
     options = parse(CheckEnv, "check-env", arguments)
-    at_least("steps", options.steps, 1)
-    at_least("seed", options.seed, 0)
+    check_range("steps", options.steps, 1)
+    check_range("seed", options.seed, 0)
     game = Game(env_id=options.env, env_kwargs=options.env_kwargs, mask_source=options.mask_source)
     findings = check_env(game, options.steps, options.seed)
     console = Console(highlight=False, soft_wrap=True)
     style = {"ok": "green", "note": "yellow", "error": "bold red"}
-    for finding in findings:
-        console.print(f"{finding.level:>5}", finding.text, style=style[finding.level], markup=False)
+    with writing():
+        for finding in findings:
+            level = finding.level
+            console.print(f"{level:>5}", finding.text, style=style[level], markup=False)
     if any(finding.level == "error" for finding in findings):
         raise SystemExit(2)
 
@@ -272,67 +268,11 @@ def envs(arguments: list[str]) -> None:
     table = Table("id", "observation", "actions", "mask", box=None, pad_edge=False)
     for row in list_envs():
         table.add_row(*row[:3], "all valid" if row[3] == "none" else row[3])
-    Console(highlight=False).print(table)
+    with writing():
+        Console(highlight=False).print(table)
 
 
 COMMANDS = {"train": train, "eval": evaluate, "check-env": check, "envs": envs}
-
-
-def parse(cls: Any, command: str, arguments: list[str], default: Any = None) -> Any:
-    """Return the dataclass that the arguments fill in.
-
-    Raises:
-        ConfigError: one line, if they do not.
-        SystemExit: after `--help`.
-    """
-    registry = ConstructorRegistry()
-    registry.primitive_rule(yaml_rule)
-    keywords = {} if default is None else {"default": default}
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                cls, prog=f"rlmask {command}", args=arguments, registry=registry, **keywords
-            )
-    except SystemExit as error:
-        if not error.code:
-            raise
-        lines = [line.strip("╭╮╰╯│─ ") for line in complaint.getvalue().splitlines()]
-        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise ConfigError(text) from error
-    except ValueError as error:  # what the dataclass itself refuses
-        raise ConfigError(f"command line: {error}") from error
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Raise `ConfigError` if a flag is too small."""
-    if value < least:
-        raise ConfigError(f"--{name} is {value}: it must be at least {least}")
-
-
-def yaml_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Read mappings and lists of games on the command line as YAML."""
-    hint = info.type
-    is_mapping = typing.get_origin(hint) is not None and hint == Mapping[str, Any]
-    if not is_mapping and hint != tuple[Game, ...]:
-        return None
-
-    def read(words: list[str]) -> Any:
-        try:
-            value = yaml.safe_load(words[0])
-        except yaml.YAMLError as error:
-            raise ValueError(f"{words[0]!r} is not YAML: {' '.join(str(error).split())}") from error
-        return convert(value, hint, "command line")
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="YAML",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, Mapping | tuple),
-        str_from_instance=lambda value: [
-            yaml.safe_dump(to_settings(value), default_flow_style=True).strip()
-        ],
-    )
 
 
 def print_evaluation(evaluation: Evaluation, title: str) -> None:

@@ -1,13 +1,32 @@
 """How `rlmask train` shows itself: a live panel on a terminal, plain lines elsewhere."""
 
+import io
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+
+@contextmanager
+def writing(stream: TextIO | None = None) -> Iterator[None]:
+    """Print to a stream (None: standard output); once its reader has gone, to nowhere.
+
+    `rlmask envs | head` is no error, and training goes on when the `tee` beside it was killed.
+    """
+    to = sys.stdout if stream is None else stream
+    try:
+        yield
+        to.flush()
+    except (BrokenPipeError, SystemExit):  # the second is rich's word for the first
+        with suppress(io.UnsupportedOperation), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), to.fileno())
 
 
 class LiveDisplay:
@@ -73,7 +92,8 @@ class PlainDisplay:
     def start(self, run_dir: Path, total_steps: int, env_steps: int) -> None:
         """Print where the run is."""
         self._clock.start(total_steps, env_steps)
-        print(f"run directory {run_dir}", flush=True)
+        with writing():
+            print(f"run directory {run_dir}")
 
     def update(self, env_steps: int, metrics: Mapping[str, float]) -> None:
         """Print a line if it is time, or the last one."""
@@ -82,16 +102,17 @@ class PlainDisplay:
         if now - self._shown_at < self._period_seconds and env_steps < self._clock.total:
             return
         self._shown_at = now
-        print(
-            f"{env_steps:>12,} of {self._clock.total:,} steps   return {returns(metrics):>8}   "
-            f"{self._clock.steps_per_second:>9,.0f} steps/s   "
-            f"{duration(self._clock.seconds_left)} left",
-            flush=True,
-        )
+        with writing():
+            print(
+                f"{env_steps:>12,} of {self._clock.total:,} steps   return {returns(metrics):>8}   "
+                f"{self._clock.steps_per_second:>9,.0f} steps/s   "
+                f"{duration(self._clock.seconds_left)} left"
+            )
 
     def say(self, text: str) -> None:
         """Print a line to standard error."""
-        print(text, file=sys.stderr, flush=True)
+        with writing(sys.stderr):
+            print(text, file=sys.stderr)
 
     def stop(self) -> None:
         """Nothing to take down."""

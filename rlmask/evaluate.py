@@ -48,7 +48,7 @@ def evaluate(
     Args:
         use_mask: False shows the policy a mask in which everything is valid, to see how much it
             depends on the true one; the envs must then not enforce theirs.
-        max_episode_steps: a greedy policy can walk in circles for ever.
+        max_episode_steps: a greedy policy can walk in circles for ever, see `make_vector`.
 
     Raises:
         EnvError: if no episode ends within `max_episode_steps`.
@@ -72,7 +72,7 @@ def evaluate(
             game = envs.spec.games[endless[0] % len(envs.spec.games)]
             raise EnvError(
                 f"an evaluation episode of {game.env_id} did not end in {max_episode_steps} "
-                "steps; set max_episode_steps in env_kwargs"
+                "steps, and nothing cuts it; give the env a time limit"
             )
     return [episode for episodes in ended for episode in episodes]
 

@@ -31,7 +31,10 @@ class Log:
                 kept.append(json.dumps(record) + "\n")
                 last_step = record["env_steps"]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(kept))
+        with partial.open("w") as file:  # on the disk before it takes the place of the old one
+            file.write("".join(kept))
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self._path)
         self._file = self._path.open("a")
         # tells TensorBoard to forget what an earlier process wrote after this step

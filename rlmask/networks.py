@@ -122,12 +122,19 @@ def actor_policy(
     """Return a policy that takes the best valid action, or draws from the softmax over them.
 
     Observations and masks may be on any device; actions come back on the same.
+
+    Raises:
+        TypeError: in the policy, if observations are of another kind of number.
     """
-    nvec = network.action_spec.nvec
+    nvec, dtype = network.action_spec.nvec, network.obs_spec.torch_dtype
     device = next(network.parameters()).device
 
     @torch.inference_mode()
     def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
+        if obs.dtype != dtype:
+            if not (obs.is_floating_point() and dtype.is_floating_point):
+                raise TypeError(f"observations are {obs.dtype}; this policy knows {dtype}")
+            obs = obs.to(dtype)
         logits = split_parts(network(obs.to(device))[0], nvec)
         mask = split_parts(action_mask.to(device), nvec)
         if greedy:

@@ -1,7 +1,7 @@
 """Running moments of observations and rewards, frozen while a rollout is in use.
 
 Observations are scaled by what was seen before the rollout (nothing, in the first), so that within
-an update every network sees the same scaling and the first probability ratio of PPO is exactly 1.
+an update every network sees the same scaling, and the first probability ratio of PPO is 1.
 Rewards are scaled by what was seen up to the end of the rollout.
 """
 
@@ -69,5 +69,5 @@ class RewardScaler:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a captured state."""
-        self._discounted, self._mean = state["discounted"], state["mean"]
-        self._var, self._count = state["var"], state["count"]
+        self._discounted, self._mean = state["discounted"].clone(), state["mean"].clone()
+        self._var, self._count = state["var"].clone(), state["count"].clone()

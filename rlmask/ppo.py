@@ -22,6 +22,7 @@ from torch import Tensor
 from rlmask.networks import ActorCritic, actor_policy, choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
+    InvalidActionError,
     PPOTerms,
     approximate_kl,
     explained_variance,
@@ -171,8 +172,8 @@ class PPOConfig:
             raise ValueError(
                 f"hidden_sizes is {self.hidden_sizes}: give at least one positive width"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: it must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: it must be in 0..2^63-1")
 
     @property
     def batch_size(self) -> int:
@@ -214,12 +215,11 @@ def train(
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
-        FloatingPointError: if logits or a gradient are not finite; the weights are then as before
-            that minibatch. Resuming goes back to the last checkpoint.
+        FloatingPointError: if scores, a gradient or weights are not finite. Nothing of that update
+            is yielded: resuming goes back to the last checkpoint.
     """
     torch.set_num_threads(config.num_threads)
-    if config.debug:
-        set_debug(True)
+    debug_before = set_debug(True) if config.debug else None
     device = choose_device(config.device)
     envs = make_vector(
         config.all_games,
@@ -231,6 +231,8 @@ def train(
     try:
         yield from _train(config, envs, device, resume)
     finally:
+        if debug_before is not None:
+            set_debug(debug_before)
         envs.close()
 
 
@@ -389,18 +391,19 @@ def collect(
         obs, action_mask = obs.to(device), action_mask.to(device)
         with torch.inference_mode():
             logits, value = network(obs)
-            try:
+        try:
+            with torch.inference_mode():
                 action, log_prob = masked_inverse_cdf(
                     split_parts(logits, nvec), split_parts(action_mask, nvec), uniform[t]
                 )
-            except RuntimeError as error:
-                if logits.isfinite().all():
-                    raise
-                raise FloatingPointError(
-                    "the policy's scores are not finite. Look for huge observations, or lower "
-                    "learning_rate"
-                ) from error
-        step = envs.step(action.cpu())
+            step = envs.step(action.cpu())
+        except (RuntimeError, InvalidActionError) as error:
+            if logits.isfinite().all():
+                raise
+            raise FloatingPointError(
+                "the policy's scores are not finite. Look for huge observations, or lower "
+                "learning_rate"
+            ) from error
         happened = step.reward, step.terminated, step.truncated
         facts.append((obs, action_mask, action, log_prob, value, *happened))
         if step.episodes:
@@ -487,7 +490,8 @@ def learn(
     """Run the epochs of one update; return the mean losses of the last one.
 
     Raises:
-        FloatingPointError: if a gradient is not finite; the weights are then still good.
+        FloatingPointError: if a gradient is not finite (the weights are then still good), or the
+            weights are not.
     """
     nvec = network.action_spec.nvec
     size = config.batch_size // config.num_minibatches
@@ -529,6 +533,8 @@ def learn(
                     f"learning_rate ({losses_of(seen[-1:], norms[-1:], config)})"
                 )
             optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+    if not optimizer.weights.isfinite().all():
+        raise FloatingPointError("the weights are not finite any more; lower learning_rate")
     return losses_of(seen, norms, config)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -94,13 +95,18 @@ def _train(
             metrics = dict(update.metrics)
             metrics["speed/env_steps_per_second"] = settings.batch_size / (now - last_time)
             is_last = update.update == settings.num_updates
+            failure = None
             if is_last or (options.eval_period and update.update % options.eval_period == 0):
-                evaluation, by_name = evaluate_games(settings, update.policy, options.eval_episodes)
-                metrics.update(by_name)
+                try:
+                    evaluation, by_name = evaluate_games(config, update.policy)
+                    metrics.update(by_name)
+                except Exception as error:  # raised below, after the update is saved
+                    failure = error
             log.write(update.update, update.env_steps, before + now - start, metrics)
             display.update(update.env_steps, metrics)
             stopping = stop_requested()
-            if is_last or stopping or now - saved_at >= options.checkpoint_seconds:
+            is_due = now - saved_at >= options.checkpoint_seconds
+            if is_last or stopping or is_due or failure:
                 seconds = before + time.perf_counter() - start
                 run = {
                     "seconds": seconds,
@@ -110,6 +116,8 @@ def _train(
                 log.flush()
                 save_checkpoint(run_dir, update, run)
                 saved_at = time.perf_counter()
+            if failure is not None:
+                raise failure
             if stopping and not is_last:
                 raise Interrupted(stopping)
             last_time = time.perf_counter()
@@ -117,7 +125,7 @@ def _train(
         updates.close()  # closes the envs
         display.stop()
     if evaluation is None:  # the run was complete already
-        evaluation, _ = evaluate_games(settings, load(run_dir), options.eval_episodes)
+        evaluation, _ = evaluate_games(config, load(run_dir))
     plot_learning_curve(run_dir)
     result = json.dumps(evaluation.as_json(), indent=1)
     write_synced(run_dir / "result.json", result.encode())
@@ -125,20 +133,24 @@ def _train(
 
 
 def evaluate_games(
-    settings: Any,
+    config: RunConfig,
     policy: Policy,
-    num_episodes: int,
     *,
+    num_episodes: int | None = None,
     seed: int | None = None,
     use_mask: bool = True,
 ) -> tuple[Evaluation, dict[str, float]]:
     """Evaluate a policy on every game of a run; return all figures together, and by metric name.
 
+    Warns if an episode was cut.
+
     Args:
-        num_episodes: of each game.
+        num_episodes: of each game; None: as many as the run's config says.
         seed: of the episodes; None: the run's. Training never sees the episodes of any seed here.
         use_mask: False hides the mask from the policy, see `evaluate`.
     """
+    settings, options = config.settings, config.options
+    num_episodes = options.eval_episodes if num_episodes is None else num_episodes
     torch.set_num_threads(settings.num_threads)  # sums round differently with their number
     games = settings.all_games
     envs_per_game = min(num_episodes, 16)
@@ -150,17 +162,36 @@ def evaluate_games(
         num_actions=settings.num_actions,
         stream=1,
         enforce=use_mask,
+        max_episode_steps=options.eval_max_episode_steps,
     )
     try:
-        episodes = evaluate(policy, envs, num_episodes * len(games), use_mask=use_mask)
+        episodes = evaluate(
+            policy,
+            envs,
+            num_episodes * len(games),
+            use_mask=use_mask,
+            max_episode_steps=options.eval_max_episode_steps + 1,  # not cut by the envs
+        )
     finally:
         envs.close()
+    cut = sum(e.episode_length >= options.eval_max_episode_steps for e in episodes)
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(episodes)} evaluation episodes were cut after "
+            f"{options.eval_max_episode_steps} steps (eval_max_episode_steps)",
+            CutWarning,
+            stacklevel=2,
+        )
     by_name = {}
     for index, name in enumerate(game_names(games)):
         figures = summarize([episode for episode in episodes if episode.game == index])
         suffix = f"/{name}" if len(games) > 1 else ""
         by_name.update({f"eval/{key}{suffix}": value for key, value in asdict(figures).items()})
     return summarize(episodes), by_name
+
+
+class CutWarning(UserWarning):
+    """Episodes of an evaluation did not end by themselves."""
 
 
 def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:

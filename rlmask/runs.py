@@ -41,6 +41,10 @@ class RunError(ValueError):
     """A run directory is missing, in use, or in the way."""
 
 
+class RunExistsError(RunError):
+    """There is something at the place of a new run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What the driver does beside training; the result of the training does not depend on it."""
@@ -49,6 +53,8 @@ class RunOptions:
     """Updates between two evaluations; 0: only at the end."""
     eval_episodes: int = 100
     """Greedy episodes of an evaluation, of each game."""
+    eval_max_episode_steps: int = 27_000
+    """Cut an episode of an evaluation here: a greedy policy can walk in circles for ever."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints; 0: one after every update."""
 
@@ -60,8 +66,9 @@ class RunOptions:
         """
         if self.eval_period < 0 or not self.checkpoint_seconds >= 0:
             raise ValueError("eval_period and checkpoint_seconds must not be negative")
-        if self.eval_episodes < 1:
-            raise ValueError(f"eval_episodes is {self.eval_episodes}: it must be at least 1")
+        for name in ("eval_episodes", "eval_max_episode_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +109,17 @@ def create(run_dir: Path, config: RunConfig) -> list[str]:
     """Make a run directory with its config, whole or not at all; say where each game has its mask.
 
     Raises:
-        RunError: if there is something at that place already.
+        RunExistsError: if there is something at that place already.
+        RunError: if it cannot be written.
         DeviceError: if its device does not exist.
         EnvError, SpaceError, MaskError: if its games cannot be played.
     """
+    exists = RunExistsError(
+        f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
+        "or choose another --run-dir"
+    )
     if run_dir.exists():
-        raise RunError(
-            f"{run_dir} exists; go on with it by `rlmask train --resume {run_dir}`, "
-            "or choose another --run-dir"
-        )
+        raise exists
     # `auto` is settled here: a run does not change its device when it is resumed elsewhere
     device = choose_device(config.settings.device).type
     config = replace(config, settings=replace(config.settings, device=device))
@@ -132,6 +141,8 @@ def create(run_dir: Path, config: RunConfig) -> list[str]:
         partial.rename(run_dir)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if run_dir.exists():  # another process was quicker
+            raise exists from error
         raise RunError(f"cannot make run directory {run_dir}: {error.strerror}") from error
     return [
         f"{game.env_id}: no mask found, every action counts as valid"

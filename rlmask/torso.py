@@ -172,7 +172,7 @@ class Torso(nn.Module):
         if self.first is None:
             return torch.stack([conv(obs) for conv in self.convs])
         # [B, G*H] -> [G, B, H]
-        return self.activation(self.first(obs)).view(len(obs), self.groups, -1).transpose(0, 1)
+        return self.activation(self.first(obs)).unflatten(1, (self.groups, -1)).transpose(0, 1)
 
     def outputs(self, first: Float[Tensor, " G B H"]) -> list[Tensor]:
         """Return the output of every layer, the first one's included."""

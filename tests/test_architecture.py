@@ -15,7 +15,7 @@ LAYERS = (
     {"ops"},
     {"types"},
     {"vector", "normalize", "optim", "torso", "replay", "config", "checkpoint", "log", "display"},
-    {"networks", "evaluate", "record"},
+    {"networks", "evaluate", "record", "flags"},
     TRAINERS,
     {"runs"},
     {"run"},

@@ -15,7 +15,6 @@ from rlmask.ops.masking import (
     InvalidActionError,
     check_mask,
     entropy_scale,
-    join_parts,
     masked_argmax,
     masked_entropy,
     masked_epsilon_greedy,
@@ -28,8 +27,8 @@ from rlmask.ops.masking import (
     masked_sample,
     masked_softmax,
     set_debug,
-    split_parts,
 )
+from rlmask.ops.parts import join_parts, split_parts
 from rlmask.ops.returns import generalized_advantage_estimation, lambda_return, n_step_return
 from rlmask.ops.schedules import linear_schedule
 

@@ -128,7 +128,7 @@ def masked_ppo_loss(
         InvalidActionError, EmptyMaskError: under `set_debug(True)`.
     """
     check_action(mask, action)
-    weight = 1 / len(value)  # of a sample in the mean
+    weight = 1 / max(len(value), 1)  # of a sample in the mean
     log_probs, probs = masked_log_probs_and_probs(logits, mask)
     log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
     log_ratio = (log_prob.sum(-1) if action.ndim > 1 else log_prob) - old_log_prob
@@ -141,7 +141,7 @@ def masked_ppo_loss(
         value, old_value, value_target, value_clip_range, value_coef * weight
     )
     terms = PPOTerms(surrogate, squared_error, entropy, log_ratio)
-    return terms, grad_logits.to(logits.dtype), grad_value
+    return terms, grad_logits.to(logits.dtype), grad_value.to(value.dtype)
 
 
 def _surrogate(

@@ -34,10 +34,14 @@ class InvalidActionError(ValueError):
     """An action was used that its mask rules out."""
 
 
-def set_debug(enabled: bool) -> None:
-    """Check every mask in every op: empty rows and invalid actions raise. Forces a device sync."""
+def set_debug(enabled: bool) -> bool:
+    """Check every mask in every op: empty rows and invalid actions raise. Forces a device sync.
+
+    Returns what was set before.
+    """
     global _debug
-    _debug = enabled
+    before, _debug = _debug, enabled
+    return before
 
 
 def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:
@@ -78,35 +82,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in _HALF else x
 
 
-def split_parts(
-    scores: Float[Tensor, "*batch actions"] | Bool[Tensor, "*batch actions"], nvec: tuple[int, ...]
-) -> Tensor:
-    """Return [*batch, parts, max(nvec)] of a flat MultiDiscrete row; a single part stays as it is.
-
-    The parts are independent: each has its own softmax, log-probabilities and entropies add up.
-    Shorter parts are padded with zeros, which in a mask is invalid.
-
-    Raises:
-        ValueError: if the row is not sum(nvec) long.
-    """
-    if scores.shape[-1] != sum(nvec):
-        raise ValueError(f"a row of {scores.shape[-1]} scores does not split into parts {nvec}")
-    if len(nvec) == 1:
-        return scores
-    parts = scores.split(nvec, dim=-1)
-    return torch.stack(
-        [torch.nn.functional.pad(p, (0, max(nvec) - n)) for p, n in zip(parts, nvec, strict=True)],
-        dim=-2,
-    )
-
-
-def join_parts(parts: Float[Tensor, "*batch actions"], nvec: tuple[int, ...]) -> Tensor:
-    """Return flat rows [*batch, sum(nvec)] of what `split_parts` split, without the padding."""
-    if len(nvec) == 1:
-        return parts
-    return torch.cat([parts[..., i, :n] for i, n in enumerate(nvec)], dim=-1)
-
-
 def masked_log_softmax(
     logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch actions"]:
@@ -114,7 +89,7 @@ def masked_log_softmax(
 
     log π(a) = z_a - log Σ_{b valid} exp z_b; the dtype's finite minimum where `a` is invalid.
     """
-    log_probs = softmax_of_rows(torch.log_softmax, masked_scores(logits, mask))
+    log_probs = softmax_of_rows(torch.log_softmax, masked_scores(logits, mask)).contiguous()
     # clamp, not a second where: it is vectorised, and its gradient below the bound is exactly 0
     return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
 
@@ -123,7 +98,7 @@ def masked_softmax(
     logits: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch actions"]:
     """Return the probabilities of the softmax over the valid actions; exactly 0 where invalid."""
-    return softmax_of_rows(torch.softmax, masked_scores(logits, mask))
+    return softmax_of_rows(torch.softmax, masked_scores(logits, mask)).contiguous()
 
 
 def masked_log_probs_and_probs(
@@ -169,12 +144,21 @@ def masked_inverse_cdf(
     probs = softmax_of_rows(torch.softmax, masked_scores(logits, mask)).contiguous()
     cumulated = probs.cumsum(-1)
     if not cumulated.is_cpu:
-        # a parallel scan groups the terms of each prefix differently, so that adding 0 can change
-        # the rounding; give every invalid entry the sum up to the valid one before it
-        cumulated = cumulated.masked_fill(~mask, 0.0).cummax(-1).values
+        cumulated = monotone(cumulated, probs)
     threshold = (uniform * cumulated.select(-1, -1)).unsqueeze(-1).contiguous()
     action = torch.searchsorted(cumulated, threshold, right=True)
-    return action.squeeze(-1), probs.gather(-1, action).squeeze(-1).log()
+    # scores that are not finite lead past the end, where a GPU must not read
+    chosen = action if probs.is_cpu else action.clamp(max=probs.shape[-1] - 1)
+    return action.squeeze(-1), probs.gather(-1, chosen).squeeze(-1).log()
+
+
+def monotone(cumulated: Tensor, probs: Tensor) -> Tensor:
+    """Mend the cumulated sums of a parallel scan: an entry of probability 0 adds exactly 0.
+
+    The scan groups the terms of each prefix differently, so that adding 0 can change the rounding.
+    Every such entry gets the sum up to the last one before it that has a probability.
+    """
+    return cumulated.masked_fill(probs == 0, 0.0).cummax(-1).values
 
 
 def masked_argmax(

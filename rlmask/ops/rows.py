@@ -17,7 +17,9 @@ ZERO, MINUS_INF = torch.tensor(0.0), torch.tensor(-torch.inf)
 
 def fill_invalid(x: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
     """Return x where the mask is True and `fill` (`ZERO` or `MINUS_INF`) elsewhere."""
-    if is_large(mask, BITWISE_SIZE):
+    if not x.is_cpu:  # where it is the tensor, not the number, that costs a copy
+        return x.masked_fill(~mask, -torch.inf if fill is MINUS_INF else 0.0)
+    if x.dtype in (torch.float32, torch.float64) and is_large(mask, BITWISE_SIZE):
         return BitwiseFill.apply(x, mask, fill is MINUS_INF)
     return torch.where(mask, x, fill)
 
@@ -62,6 +64,12 @@ class BitwiseFill(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the mask."""
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """Pass the tangent on where valid."""
+        return torch.where(ctx.saved_tensors[0], tangents[0], ZERO)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:

@@ -53,6 +53,7 @@ def make_vector(
     num_actions: int | None = None,
     stream: int = 0,
     enforce: bool = True,
+    max_episode_steps: int | None = None,
 ) -> SyncVector | AsyncVector | NativeVector:
     """Make N envs of one game, or of several in turn, over one union of actions.
 
@@ -64,6 +65,8 @@ def make_vector(
         num_actions: size of the union; None: what the games need.
         stream: 0 for training, 1 for evaluation.
         enforce: raise on an invalid action; otherwise count it.
+        max_episode_steps: truncate an episode here, if the env has not ended it before; a native
+            vector env is left as it is.
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause.
@@ -81,7 +84,14 @@ def make_vector(
             raise EnvError("vectorization `native` takes one game; set it to `sync` for several")
         return NativeVector(next(iter(games)), num_envs, seed, stream, num_actions, enforce)
     spec = join(games, num_actions)
-    make = partial(MaskedEnv, spec, seed=seed, stream=stream, enforce=enforce)
+    make = partial(
+        MaskedEnv,
+        spec,
+        seed=seed,
+        stream=stream,
+        enforce=enforce,
+        max_episode_steps=max_episode_steps,
+    )
     if vectorization == "async":
         return AsyncVector(spec, num_envs, make)
     return SyncVector(spec, [make(index=index) for index in range(num_envs)])

@@ -29,6 +29,10 @@ def episode_seed(seed: int, stream: int, env_index: int, episode: int) -> int:
     return int(sequence.generate_state(1)[0]) >> 1
 
 
+class RefusedError(EnvError):
+    """An env does not put up with an invalid action."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """The end of an episode: the true final observation, its mask, and the episode's figures."""
@@ -50,6 +54,7 @@ class MaskedEnv:
         seed: of the run.
         stream: 0 for training, 1 for evaluation.
         enforce: raise on an invalid action; otherwise count it and let the env decide.
+        max_episode_steps: truncate an episode here, if the env has not ended it before.
         render_mode: `rgb_array` to collect `frames`.
     """
 
@@ -60,6 +65,7 @@ class MaskedEnv:
         seed: int,
         stream: int = 0,
         enforce: bool = True,
+        max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.game_index = index % len(spec.games)
@@ -71,6 +77,7 @@ class MaskedEnv:
         self._env_id = game.env_id
         self._seed = (seed, stream, index)
         self._enforce = enforce
+        self._max_steps = math.inf if max_episode_steps is None else max_episode_steps
         self._source = game.mask_source
         if self._source == "method":
             self._action_masks = self.env.get_wrapper_attr("action_masks")
@@ -116,25 +123,33 @@ class MaskedEnv:
 
         Raises:
             InvalidActionError: if the mask rules the action out and masks are enforced.
+            RefusedError: if they are not, and the env does not put up with it.
             MaskError: if the env's new mask is missing, malformed or empty.
         """
         if self._parts > 1:
-            if not self._are_valid(action):
-                self._refuse(action)
-            own = self._to_action(action)
+            is_valid = self._are_valid(action)
         else:
-            if not (0 <= action < self._union_size and self._mask[action]):
-                self._refuse(action)
-            own = self._own_action[action]
+            is_valid = 0 <= action < self._union_size and self._mask[action]
+        if not is_valid:
+            self._refuse(action)
+        own = self._own_action[action] if self._parts == 1 else self._to_action(action)
         self._actions.append(action)
-        obs, reward, terminated, truncated, info = self.env.step(own)
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(own)
+        except Exception as error:
+            if is_valid:
+                raise
+            raise RefusedError(
+                f"{self.where}: the env refuses an invalid action ({error}), so it cannot be "
+                "played without its mask"
+            ) from error
         reward = float(reward)
         self._episode_return += reward
         if not math.isfinite(reward):
             raise EnvError(f"{self.where}: the reward is {reward}; it would destroy the network")
         mask = self._read_mask(obs, info, terminated, truncated)
         obs = self._read_obs(obs)
-        if not (terminated or truncated):
+        if not (terminated or truncated or len(self._actions) >= self._max_steps):
             self._mask, self._obs = mask, obs
             return obs, mask, reward, False, False, None
         episode = Episode(
@@ -145,7 +160,7 @@ class MaskedEnv:
         )
         ended = Ended(obs, mask, episode)
         obs, mask = self.reset()
-        return obs, mask, reward, bool(terminated), bool(truncated), ended
+        return obs, mask, reward, bool(terminated), bool(truncated or not terminated), ended
 
     def capture(self) -> dict[str, Any]:
         """Return number and actions of the unfinished episode, and what is to be seen now."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlmask.ops import InvalidActionError
 from rlmask.types import Episode
-from rlmask.vector.env import episode_seed
+from rlmask.vector.env import RefusedError, episode_seed
 from rlmask.vector.games import Game, VectorSpec
 from rlmask.vector.mask import Where, check_not_empty, resolve_source
 from rlmask.vector.spaces import (
@@ -97,10 +97,19 @@ class NativeVector:
 
         Raises:
             InvalidActionError: if a mask rules its action out and masks are enforced.
+            RefusedError: if they are not, and the env does not put up with it.
         """
-        self._check_action(action.numpy())
+        all_valid = self._check_action(action.numpy())
         own = np.stack([np.asarray(self._to_action(a)) for a in action.tolist()])
-        obs, reward, terminated, truncated, info = self._envs.step(own)
+        try:
+            obs, reward, terminated, truncated, info = self._envs.step(own)
+        except Exception as error:
+            if all_valid:
+                raise
+            raise RefusedError(
+                f"{self._where}: the env refuses an invalid action ({error}), so it cannot be "
+                "played without its mask"
+            ) from error
         self._where.step += 1
         reward = np.array(reward, np.float32)
         if not np.isfinite(reward).all():
@@ -182,8 +191,8 @@ class NativeVector:
             raise EnvError(f"{self._where}: an observation is not finite")
         return torch.from_numpy(array)
 
-    def _check_action(self, action: np.ndarray) -> None:
-        """Refuse or count actions that the masks of the current states rule out."""
+    def _check_action(self, action: np.ndarray) -> bool:
+        """Refuse or count actions that the masks rule out; return whether there are none."""
         index = action.reshape(self.num_envs, -1)
         within = ((index >= 0) & (index < self.spec.action.nvec)).all(-1)
         place = np.where(np.expand_dims(within, 1), index + self._part_starts, 0)
@@ -196,6 +205,7 @@ class NativeVector:
                 "choose with the mask that came with the observation"
             )
         self._invalid += np.logical_not(valid)
+        return bool(valid.all())
 
     def _read_masks(self, obs: Any, info: Mapping[str, Any]) -> Tensor:
         """Return checked masks [N, A] of states in which the episode goes on, and keep them."""

@@ -13,6 +13,7 @@ from plain_modules import without_shape_checks
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
+from rlmask.ops import join_parts, split_parts
 from rlmask.ops import masking as ops
 from rlmask.ops import rows as rows_module
 
@@ -917,7 +918,7 @@ def test_kl_gradient_in_the_second_argument():
 def test_split_parts_cuts_the_row_and_pads_with_invalid(batch, nvec):
     logits = torch.randn(*batch, sum(nvec))
     mask = torch.ones(logits.shape, dtype=torch.bool)
-    split_logits, split_mask = ops.split_parts(logits, nvec), ops.split_parts(mask, nvec)
+    split_logits, split_mask = split_parts(logits, nvec), split_parts(mask, nvec)
     assert split_logits.shape == split_mask.shape == (*batch, len(nvec), max(nvec))
     assert split_mask.dtype == torch.bool
     for part, n in enumerate(nvec):
@@ -928,7 +929,7 @@ def test_split_parts_cuts_the_row_and_pads_with_invalid(batch, nvec):
             torch.log_softmax(logits[..., start : start + n], -1),
         )
         assert not split_mask[..., part, n:].any()
-    assert torch.equal(ops.join_parts(split_logits, nvec), logits)
+    assert torch.equal(join_parts(split_logits, nvec), logits)
 
 
 # --- layouts and transforms
