@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 
 @contextmanager
-def writing(stream: TextIO | None = None) -> Iterator[None]:
+def writing(stream: Any = None) -> Iterator[None]:
     """Print to a stream (None: standard output); once its reader has gone, to nowhere.
 
     `rlmask envs | head` is no error, and training goes on when the `tee` beside it was killed.

@@ -39,17 +39,26 @@ class Corridor(gym.Env):
     """Walk right to the goal with left, right and stay; a step costs 0.1, the goal is worth 1.
 
     Left is invalid at the left end, stay at odd places. The first place is drawn from the seed, and
-    with probability `wind` an action is blown away.
+    with probability `wind` an action is blown away. If `strict`, an invalid action raises.
     """
 
-    def __init__(self, length=6, start=0, obs_start=0, where="info", final_mask="empty", wind=0.0):
+    def __init__(
+        self,
+        length=6,
+        start=0,
+        obs_start=0,
+        where="info",
+        final_mask="empty",
+        wind=0.0,
+        strict=False,
+    ):
         place = spaces.Discrete(length, start=obs_start)
         self.observation_space = observation_space(where, place, 3)
         self.action_space = spaces.Discrete(3, start=start)
         self.goal, self.obs_start = length - 1, obs_start
         final_masks = {"empty": np.zeros(3, np.int8), "full": np.ones(3, np.int8), "missing": None}
         self.final_mask = final_masks[final_mask]
-        self.where, self.wind = where, wind
+        self.where, self.wind, self.strict = where, wind, strict
         if where == "method":
             self.action_masks = self.mask
 
@@ -66,6 +75,8 @@ class Corridor(gym.Env):
     def step(self, action):
         if not self.action_space.contains(action):
             raise ValueError(f"{action!r} is not in {self.action_space}")
+        if self.strict and not self.mask()[action - self.action_space.start]:
+            raise ValueError(f"illegal move {action}")
         if self.np_random.random() >= self.wind:
             self.at = max(0, self.at + (-1, 1, 0)[action - self.action_space.start])
         at_goal = self.at == self.goal

@@ -9,7 +9,7 @@ import pytest
 from envs_for_tests import env_id
 from PIL import Image
 
-from rlmask import __version__, cli, run
+from rlmask import __version__, cli, run, runs
 from rlmask.cli import main
 
 FIGURES = ["mean_return", "standard_error", "episodes", "mean_length", "invalid_actions"]
@@ -476,14 +476,48 @@ def test_a_config_may_leave_the_env_to_the_command_line(rlmask, refusal, flags):
     assert (code, errors) == (0, "")
 
 
+def test_a_config_may_leave_its_games_to_the_command_line(rlmask):
+    open_config = CONFIG.replace("env: Taxi-v4\nenv_kwargs: {max_episode_steps: 20}\n", "")
+    Path("open.yaml").write_text(open_config)
+    games = f"[{{env_id: {env_id('Counter')}, action_ids: [2, 0, 1]}}]"
+    code, _, errors = rlmask("train", "open.yaml", "--games", games, "--run-dir", "run")
+    assert (code, errors) == (0, "")
+    code, output, _ = rlmask("train", "open.yaml", "--help")
+    assert code == 0 and "--learning-rate" in output
+
+
 def test_runs_of_one_second_get_directories_of_their_own(monkeypatch):
     monkeypatch.setattr(cli.time, "strftime", lambda form: "20260101-120000")
-    names = []
-    for _ in range(3):
-        names.append(cli.default_run_dir("taxi-0"))
-        names[-1].mkdir(parents=True)
-    first = Path("runs/taxi-0-20260101-120000")
-    assert names == [first, Path(f"{first}-2"), Path(f"{first}-3")]
+    config = runs.parse_config({"algo": "ppo", "env": "Taxi-v4"}, "test")
+    paths = [cli.create_default("taxi-0", config)[0] for _ in range(3)]
+    first = "runs/taxi-0-20260101-120000"
+    assert list(map(str, paths)) == [first, f"{first}-2", f"{first}-3"]
+
+
+def test_training_goes_on_when_the_reader_of_its_lines_has_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "rlmask.cli", "train", "config.yaml", "--run-dir", "run"]
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(Path("run/result.json").read_text())["episodes"] == 2
+
+
+@pytest.mark.filterwarnings("ignore::rlmask.run.CutWarning")
+def test_an_env_that_refuses_invalid_actions_cannot_be_played_without_its_mask(rlmask, refusal):
+    strict = write_config(env=env_id("Corridor"), env_kwargs="{strict: true}")
+    code, *_ = rlmask("train", strict, "--eval-max-episode-steps", "50", "--run-dir", "run")
+    assert code == 0
+    line = refusal("eval", "run", "--without-mask", "--stochastic")
+    assert "the env refuses an invalid action" in line and "without its mask" in line
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_a_seed_out_of_range_is_one_line(refusal, trained, seed):
+    assert "seed is" in refusal("train", "config.yaml", "--seed", seed)
+    assert "seed is" in refusal("eval", trained, "--seed", seed)
+    assert "seed is" in refusal("check-env", "Taxi-v4", "--seed", seed)
 
 
 def test_a_missing_extra_for_the_pictures_is_one_line(refusal, trained, monkeypatch):
@@ -529,12 +563,22 @@ def test_a_bug_keeps_its_traceback(rlmask, monkeypatch):
         rlmask("envs")
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(rlmask, monkeypatch):
-    def write(arguments):
-        raise BrokenPipeError
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), 2, "BrokenPipeError: Broken pipe"),  # an env's pipe
+        (OSError("cannot identify image file"), 2, "OSError: cannot identify image file"),
+        (FileNotFoundError(2, "No such file", "x.rom"), 2, "x.rom: No such file"),
+        (SystemExit("no ROM found"), 2, "no ROM found"),
+        (SystemExit(1), 1, ""),
+    ],
+)
+def test_what_an_env_raises_is_no_success(rlmask, monkeypatch, error, code, words):
+    def broken(arguments):
+        raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "envs", write)
-    assert rlmask("envs") == (0, "", "")
+    monkeypatch.setitem(cli.COMMANDS, "envs", broken)
+    assert rlmask("envs") == (code, "", f"rlmask: {words}\n" if words else "")
 
 
 def test_a_closed_pipe_is_no_error():

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from rlmask import display
-from rlmask.display import Clock, LiveDisplay, PlainDisplay, duration, short
+from rlmask.display import Clock, LiveDisplay, PlainDisplay, duration, short, writing
 
 
 @pytest.fixture
@@ -61,6 +61,21 @@ def test_the_live_line_shows_steps_return_speed_and_time_left(now):
     text = console.file.getvalue()
     for part in ("runs/x", "1M of 2M steps", "7.25", "50k steps/s", "0:20 left", "a word"):
         assert part in text
+
+
+def test_a_display_whose_reader_has_gone_is_silent(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(display.sys, name, Closed())
+    lines = PlainDisplay(period_seconds=0.0)
+    lines.start(Path("runs/x"), 1000, 0)
+    lines.update(100, {})
+    lines.say("a word")
+    with pytest.raises(ZeroDivisionError), writing():
+        raise ZeroDivisionError  # anything else is heard
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from rlmask import run
 from rlmask.evaluate import evaluate, summarize
 from rlmask.ops import InvalidActionError
 from rlmask.ppo import PPOConfig
+from rlmask.runs import RunConfig, RunOptions
 from rlmask.types import ActionSpec, Episode, ObsSpec
 from rlmask.vector import EnvError, Game, VectorSpec, VectorStep, make_vector
 
@@ -108,7 +109,7 @@ def test_fewer_episodes_than_envs():
 
 @pytest.mark.parametrize("endless", [0, 1])
 def test_an_episode_that_does_not_end_is_an_error(endless):
-    with pytest.raises(EnvError, match=r"Scripted-v0 did not end in 50 steps.*max_episode_steps"):
+    with pytest.raises(EnvError, match=r"Scripted-v0 did not end in 50 steps.*time limit"):
         evaluate(Script(), Scripted(2, endless), 2, max_episode_steps=50)
 
 
@@ -163,6 +164,21 @@ def test_no_episode_has_no_figures():
         summarize([])
 
 
+def evaluated(settings, policy, num_episodes=None, seed=None, **options):
+    config = RunConfig(algo="ppo", settings=settings, options=RunOptions(**options))
+    return run.evaluate_games(config, policy, num_episodes=num_episodes, seed=seed)
+
+
+def test_an_endless_episode_is_cut_and_that_is_said():
+    # Counter goes on for 5 steps: cut after 3, it has given 1 + 2 + 3
+    settings = PPOConfig(env=env_id("Counter"))
+    with pytest.warns(run.CutWarning, match="4 of 4 evaluation episodes were cut after 3 steps"):
+        figures, _ = evaluated(settings, Script(), eval_episodes=4, eval_max_episode_steps=3)
+    assert (figures.mean_return, figures.mean_length, figures.episodes) == (6, 3, 4)
+    figures, _ = evaluated(settings, Script(), eval_episodes=4, eval_max_episode_steps=6)
+    assert (figures.mean_return, figures.mean_length) == (15, 5)
+
+
 def test_figures_of_a_real_env():
     # the reward of step t is t: 1 + 2 + 3 + 4 + 5 until the time limit
     figures = summarize(evaluate(Script(), counter_envs(2), 3))
@@ -198,7 +214,7 @@ def test_each_game_has_its_own_figures():
     returns = {game: [e.episode_return for e in episodes if e.game == game] for game in (0, 1)}
     assert returns == {0: [15, 15, 15], 1: [4, 4, 4]}
     settings = PPOConfig(games=(counter, other), num_envs=2)
-    figures, by_name = run.evaluate_games(settings, Script(), 3)
+    figures, by_name = evaluated(settings, Script(), 3)
     assert (figures.mean_return, figures.mean_length) == ((15 + 4) / 2, (5 + 4) / 2)
     assert figures.episodes == 6
     assert by_name == {
@@ -212,7 +228,7 @@ def test_games_of_the_same_env_are_told_apart():
     # last=2 ends a Counter after 2 steps, with 1 + 2 = 3
     short = Game(env_id=env_id("Counter"), env_kwargs={"last": 2}, action_ids=(0, 1, 2))
     long = Game(env_id=env_id("Counter"), action_ids=(0, 1, 2))
-    _, by_name = run.evaluate_games(PPOConfig(games=(short, long), num_envs=2), Script(), 1)
+    _, by_name = evaluated(PPOConfig(games=(short, long), num_envs=2), Script(), 1)
     returns = [value for name, value in by_name.items() if name.startswith("eval/mean_return")]
     assert sorted(returns) == [3, 15]
 
@@ -220,7 +236,7 @@ def test_games_of_the_same_env_are_told_apart():
 @pytest.mark.parametrize("num_episodes", [1, 3, 16, 40])
 def test_as_many_episodes_as_were_asked_for(num_episodes):
     settings = PPOConfig(env=env_id("Counter"))
-    figures, by_name = run.evaluate_games(settings, Script(), num_episodes)
+    figures, by_name = evaluated(settings, Script(), num_episodes)
     assert figures.episodes == num_episodes
     assert by_name["eval/episodes"] == num_episodes
 
@@ -228,7 +244,7 @@ def test_as_many_episodes_as_were_asked_for(num_episodes):
 def test_the_seed_decides_the_episodes():
     def starts(seed):
         policy = Script()
-        run.evaluate_games(PPOConfig(env="Taxi-v4", seed=3), policy, 1, seed=seed)
+        evaluated(PPOConfig(env="Taxi-v4", seed=3), policy, 1, seed=seed)
         return policy.obs[0].tolist()
 
     assert starts(5) == starts(5)
@@ -238,6 +254,6 @@ def test_the_seed_decides_the_episodes():
 
 def test_evaluation_plays_other_episodes_than_training():
     policy = Script()
-    run.evaluate_games(PPOConfig(env="Taxi-v4", seed=0), policy, 16)
+    evaluated(PPOConfig(env="Taxi-v4", seed=0), policy, 16)
     obs, _ = make_vector((Game(env_id="Taxi-v4"),), 16, seed=0).reset()
     assert policy.obs[0].tolist() != obs.tolist()

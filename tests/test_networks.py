@@ -152,6 +152,20 @@ def test_policies_take_valid_actions_only():
     assert torch.equal(actor_policy(network, greedy=True)(obs, mask)[:, 0], best)
 
 
+def test_a_policy_takes_float64_and_refuses_another_kind():
+    policy = actor_policy(make(VECTOR), greedy=True)
+    obs, mask = draw(VECTOR, 4), torch.ones(4, 3, dtype=torch.bool)
+    assert torch.equal(policy(obs.double(), mask), policy(obs, mask))
+    with pytest.raises(TypeError, match=r"observations are torch.int64; this policy knows"):
+        policy(obs.long(), mask)
+
+
+@pytest.mark.parametrize("obs", [DISCRETE, VECTOR, BOARD])
+def test_an_empty_batch_is_fine(obs):
+    logits, value = make(obs)(draw(obs, 0))
+    assert logits.shape == (0, 3) and value.shape == (0,)
+
+
 def test_obs_statistics_are_those_of_all_that_was_seen():
     network = make(VECTOR, normalize_obs=True)
     seen = [3 + 2 * torch.randn(50, 5) for _ in range(3)]

@@ -8,6 +8,7 @@ import torch
 
 from rlmask import ops, ppo
 from rlmask.evaluate import evaluate, summarize
+from rlmask.normalize import RewardScaler
 from rlmask.optim import FlatAdam
 from rlmask.types import Rollout
 from rlmask.vector import Game, make_vector
@@ -96,6 +97,134 @@ def test_truncation_bootstraps_from_the_true_final_observation():
     expected = network(successor.flatten(0, 1))[1].view(12, 2)
     torch.testing.assert_close(rollout.next_value, expected)
     torch.testing.assert_close(rollout.next_value[-1], network(obs)[1])
+
+
+def test_advantages_end_with_an_episode_and_bootstrap_where_it_was_cut():
+    # two envs, three steps: env 0 terminates at t = 1, env 1 is truncated at t = 1
+    settings = config(gamma=0.5, gae_lambda=0.25)
+    scaler = RewardScaler(2, settings.gamma)
+    no, yes = [False, False], [True, False]
+    value = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    next_value = torch.tensor([[3.0, 4.0], [70.0, 8.0], [9.0, 10.0]])
+    reward = torch.tensor([[1.0, -1.0], [2.0, 0.0], [0.0, 3.0]])
+    rollout = Rollout(
+        obs=torch.arange(6).view(3, 2),
+        action_mask=torch.ones(3, 2, 3, dtype=torch.bool),
+        action=torch.zeros(3, 2, dtype=torch.int64),
+        log_prob=torch.zeros(3, 2),
+        value=value,
+        next_value=next_value,
+        reward=reward,
+        terminated=torch.tensor([no, yes, no]),
+        truncated=torch.tensor([no, yes[::-1], no]),
+    )
+    batch = ppo.with_advantages(rollout, scaler, settings)
+    # δ = r + 0.5 V' - V (V' = 0 where terminated); A = δ + 0.5 * 0.25 A' unless the episode ended
+    last = (0 + 4.5 - 5, 3 + 5 - 6)
+    middle = (2 - 3, 0 + 4 - 4)
+    first = (1 + 1.5 - 1 + 0.125 * middle[0], -1 + 2 - 2 + 0.125 * middle[1])
+    expected = torch.tensor([*first, *middle, *last])
+    torch.testing.assert_close(batch.advantage, expected)
+    torch.testing.assert_close(batch.value_target, expected + value.flatten())
+    assert batch.obs.tolist() == list(range(6))  # [T, N] -> [T*N]
+
+    scaled = dataclasses.replace(settings, normalize_reward=True)
+    same = ppo.with_advantages(rollout, RewardScaler(2, 0.5), scaled)
+    # discounted returns: 1, 2.5 | 0 after the end; and -1, -0.5 | 3
+    deviation = torch.tensor([1, 2.5, 0, -1, -0.5, 3.0]).std(correction=0)
+    delta = reward / deviation + torch.tensor([[1.5, 2], [0, 4], [4.5, 5]]) - value
+    torch.testing.assert_close(same.advantage[4:], delta[2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value_clip_range", [None, 0.1])
+def test_a_step_is_the_step_of_autograd_and_torch(value_clip_range):
+    settings = config(
+        num_envs=2,
+        num_steps=8,
+        num_epochs=1,
+        num_minibatches=1,
+        clip_range=0.1,
+        value_clip_range=value_clip_range,
+        entropy_coef=0.3,
+        value_coef=0.7,
+        max_grad_norm=0.05,
+    )
+    envs = make_vector(settings.all_games, 2, seed=0)
+    spec = envs.spec
+    ours, theirs = (
+        ppo.make_network(settings, spec.obs, spec.action, torch.Generator().manual_seed(0))
+        for _ in range(2)
+    )
+    mask = torch.rand(16, 3) < 0.5
+    mask[:, 1] = True
+    batch = ppo.Batch(
+        obs=torch.randint(6, (16,)),
+        action_mask=mask,
+        action=mask.int().argmax(-1),
+        log_prob=-1 + 0.3 * torch.randn(16),
+        value=torch.randn(16),
+        advantage=3 + 2 * torch.randn(16),
+        value_target=torch.randn(16),
+    )
+    metrics = ppo.learn(ours, FlatAdam(ours), batch, settings, 1e-2, torch.Generator())
+
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=1e-5)
+    logits, value = theirs(batch.obs)
+    log_probs = ops.masked_log_softmax(logits, mask)
+    log_prob = log_probs.gather(1, batch.action[:, None])[:, 0]
+    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+    loss = (
+        ops.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, 0.1).mean()
+        + 0.7 * ops.value_loss(value, batch.value, batch.value_target, value_clip_range).mean()
+        - 0.3 * ops.masked_entropy(log_probs, mask).mean()
+    )
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+    assert norm > 0.05
+    optimizer.step()
+    assert metrics["loss/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    envs.close()
+
+
+def test_each_minibatch_is_standardized_by_itself():
+    rows = torch.tensor([[1.0, 2.0, 3.0], [10.0, 30.0, 50.0]])
+    torch.testing.assert_close(ppo.standardize(rows), torch.tensor([[-1.0, 0.0, 1.0]] * 2))
+    assert torch.equal(ppo.standardize(torch.ones(4, 1)), torch.ones(4, 1))
+    next(ppo.train(config(num_minibatches=64)))  # of one sample each
+
+
+def test_observations_are_scaled_by_what_was_seen_before_the_rollout():
+    settings = config("rlmask-tests/Counter-v0", normalize_obs=True, num_envs=2, num_steps=8)
+    envs = make_vector(settings.all_games, 2, seed=settings.seed)
+    obs, mask = envs.reset()
+    generator = torch.Generator().manual_seed(settings.seed)
+    network = ppo.make_network(settings, envs.spec.obs, envs.spec.action, generator)
+    seen, *_ = ppo.collect(envs, network, obs, mask, 8, generator, torch.device("cpu"))
+    envs.close()
+    after = next(ppo.train(settings)).capture()["network"]
+    flat = seen.obs.flatten(0, 1).double()
+    torch.testing.assert_close(after["obs_mean"], flat.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after["obs_var"], flat.var(0, correction=0), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_that_are_not_finite_are_never_yielded():
+    settings = config(learning_rate=1e38, num_epochs=1, num_minibatches=1)
+    with pytest.raises(FloatingPointError, match="weights are not finite any more"):
+        next(ppo.train(settings))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_debug_ends_with_the_run(before):
+    ops.set_debug(before)
+    try:
+        trainer = ppo.train(config(debug=True))
+        next(trainer)
+        trainer.close()
+        assert ops.set_debug(before) == before
+    finally:
+        ops.set_debug(False)
 
 
 @pytest.mark.parametrize("env", [CORRIDOR, "rlmask-tests/Target-v0"])
@@ -201,7 +330,13 @@ def test_several_games_share_one_network_and_log_their_own_returns():
     )
     settings = ppo.PPOConfig(games=games, total_steps=2048, **SMALL)
     update = last(ppo.train(settings))
-    assert {name for name in update.metrics if "episode_return/" in name}
+    returns = {k: v for k, v in update.metrics.items() if k.startswith("rollout/episode_return")}
+    assert set(returns) == {f"rollout/episode_return/{CORRIDOR}-{i}" for i in (0, 1)}
+    # the longer corridor costs more steps
+    assert (
+        returns[f"rollout/episode_return/{CORRIDOR}-0"]
+        > (returns[f"rollout/episode_return/{CORRIDOR}-1"])
+    )
     assert settings.num_updates == 32 and update.env_steps == 2048
     assert 0.3 < update.metrics["mask/valid_fraction"] < 0.5  # of 6, two or three
 
@@ -228,10 +363,13 @@ def test_a_run_does_not_touch_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_target_kl_ends_an_update():
-    update = next(ppo.train(config(target_kl=1e-9, learning_rate=0.1, num_epochs=10)))
-    free = next(ppo.train(config(learning_rate=0.1, num_epochs=10)))
-    assert update.metrics["loss/approx_kl"] < free.metrics["loss/approx_kl"]
+def test_target_kl_ends_an_update_before_a_step_that_goes_too_far():
+    # the first minibatch has ratio 1, up to rounding; the second sees what the step has done
+    settings = config(target_kl=1e-4, learning_rate=0.1, num_epochs=10)
+    update = next(ppo.train(settings))
+    assert update.capture()["optimizer"]["step"] == 1
+    free = next(ppo.train(dataclasses.replace(settings, target_kl=None)))
+    assert free.capture()["optimizer"]["step"] == 20
 
 
 def test_the_learning_rate_falls_to_zero_in_a_straight_line():

@@ -23,7 +23,7 @@ from rlmask.config import ConfigError, to_settings
 from rlmask.log import read_metrics
 from rlmask.ppo import PPOConfig
 from rlmask.run import Interrupted
-from rlmask.runs import RunConfig, RunError, RunOptions
+from rlmask.runs import RunConfig, RunError, RunExistsError, RunOptions
 from rlmask.types import Update
 from rlmask.vector import EnvError, Game, MaskError
 
@@ -736,11 +736,49 @@ def test_the_draws_of_a_loaded_policy_come_from_the_seed(reference):
 
 def test_a_loaded_greedy_policy_gets_the_result_of_the_run(reference):
     config = runs.read_config(reference)
-    evaluation, _ = run.evaluate_games(config.settings, run.load(str(reference)), 2)
+    evaluation, _ = run.evaluate_games(config, run.load(str(reference)))
     assert dataclasses.asdict(evaluation) == json.loads((reference / "result.json").read_text())
 
 
+@pytest.mark.parametrize("at", [2, UPDATES])
+def test_an_evaluation_that_fails_loses_nothing(tmp_path, reference, monkeypatch, at):
+    run_dir = make(tmp_path / "run")
+    evaluate_games, calls = run.evaluate_games, itertools.count(1)
+
+    def failing(*arguments, **keywords):
+        if next(calls) == at // 2:  # one evaluation every second update
+            raise EnvError("the simulator is gone")
+        return evaluate_games(*arguments, **keywords)
+
+    monkeypatch.setattr(run, "evaluate_games", failing)
+    with pytest.raises(EnvError, match="the simulator is gone"):
+        run.train(run_dir, Watch())
+    assert runs.checkpoints(run_dir)[-1].name == f"{at:06d}"
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "plot_learning_curve", lambda run_dir: run_dir / "x.png")
+    evaluation = run.train(run_dir, Watch())
+    assert dataclasses.asdict(evaluation) == json.loads((reference / "result.json").read_text())
+    assert result(run_dir)[0] == result(reference)[0]
+
+
+def test_a_new_run_never_takes_the_place_of_another(tmp_path, monkeypatch):
+    def slow_versions():  # meanwhile another process makes the same run
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").touch()
+        return {}
+
+    monkeypatch.setattr(runs, "versions", slow_versions)
+    with pytest.raises(RunExistsError, match="exists; go on with it"):
+        make(tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_options_out_of_range_are_refused():
-    for options in ({"eval_period": -1}, {"eval_episodes": 0}, {"checkpoint_seconds": -math.inf}):
+    for options in (
+        {"eval_period": -1},
+        {"eval_episodes": 0},
+        {"eval_max_episode_steps": 0},
+        {"checkpoint_seconds": -math.inf},
+    ):
         with pytest.raises(ValueError, match=next(iter(options))):
             RunOptions(**options)

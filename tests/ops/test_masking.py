@@ -973,6 +973,35 @@ def test_memory_layout_does_not_matter(name):
     assert_close(call(ops, *transposed), plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if "log_prob" not in name])
+def test_forward_mode_agrees(name):
+    logits, *others = random_arguments((7,))
+    logits = poisoned(logits, others[1])
+    op = partial(DIFFERENTIABLE[name], ops)
+    direction = torch.randn_like(logits)
+    _, tangent = torch.func.jvp(lambda z: op(z, *others), (logits,), (direction,))
+    logits.requires_grad_()
+    weight = torch.randn_like(tangent)
+    (gradient,) = torch.autograd.grad((op(logits, *others) * weight).sum(), logits)
+    assert_close((tangent * weight).sum(), (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("actions", [5, 40])
+def test_probabilities_are_contiguous(actions):
+    logits, mask = torch.randn(6, actions), random_mask((6, actions))
+    assert ops.masked_log_softmax(logits, mask).is_contiguous()
+    assert ops.masked_softmax(logits, mask).is_contiguous()
+
+
+def test_the_sums_of_a_parallel_scan_are_mended():
+    # entries of probability 0 must add exactly 0, although the scan has rounded them up or down
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.0, 0.25]])
+    scanned = torch.tensor([[1e-8, 0.5, 0.5 + 1e-7, 0.75, 0.75 - 1e-7, 1.0]])
+    assert ops.monotone(scanned, probs).tolist() == [[0.0, 0.5, 0.5, 0.75, 0.75, 1.0]]
+
+
 @pytest.mark.usefixtures("size")
 @all_deterministic
 def test_vmap_agrees(name):

@@ -119,6 +119,22 @@ def test_a_ratio_that_overflows_stays_finite():
         assert math.isfinite(ops.ppo_metrics([terms], 0.2)["loss/approx_kl"])
 
 
+def test_an_empty_batch_has_no_gradient():
+    terms, grad_logits, grad_value = ops.masked_ppo_loss(
+        *(x[:0] for x in sample(dtype=torch.float32)), **SETTINGS
+    )
+    assert grad_logits.shape == (0, 5) and grad_value.shape == (0,)
+    assert all(len(term) == 0 for term in terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_have_the_dtype_of_what_they_are_gradients_of(dtype):
+    arguments = list(sample(dtype=torch.float32))
+    arguments[0], arguments[1] = arguments[0].to(dtype), arguments[1].to(dtype)
+    _, grad_logits, grad_value = ops.masked_ppo_loss(*arguments, **SETTINGS)
+    assert grad_logits.dtype == grad_value.dtype == dtype
+
+
 def test_debug_refuses_an_invalid_action():
     arguments = list(sample())
     arguments[2] = arguments[2].clone()
