@@ -258,6 +258,54 @@ def ops(repetitions: int) -> None:
         print_row(f"sample + log-prob, {rows} x {actions}", row)
         row = time_interleaved([loss_rlmask, loss_sb3, loss_torch], calls, repetitions)
         print_row(f"log-prob + entropy + backward, {rows} x {actions}", row)
+        ppo_loss(logits, mask, action, calls, repetitions)
+
+
+def ppo_loss(logits, mask, action, calls: int, repetitions: int) -> None:
+    """Time the whole loss of a minibatch and its gradient by logits and value."""
+    import torch
+    from sb3_contrib.common.maskable.distributions import MaskableCategorical
+
+    from rlmask.ops import masked_ppo_loss
+
+    rows = len(logits)
+    old_log_prob, old_value, advantage, value_target = torch.randn(4, rows)
+    with_grad, value = logits.clone().requires_grad_(), torch.randn(rows, requires_grad=True)
+    settings = dict(clip_range=0.2, value_coef=0.5, entropy_coef=0.01)
+    unused = dict(value_clip_range=None, normalize_entropy=False)
+
+    def rlmask():
+        masked_ppo_loss(
+            logits,
+            value,
+            mask,
+            action,
+            old_log_prob,
+            old_value,
+            advantage,
+            value_target,
+            **settings,
+            **unused,
+        )
+
+    def backward(log_prob, entropy):
+        ratio = (log_prob - old_log_prob).exp()
+        gain, clipped = advantage * ratio, advantage * ratio.clamp(0.8, 1.2)
+        value_loss = torch.nn.functional.mse_loss(value, value_target)
+        loss = -torch.minimum(gain, clipped).mean() + 0.5 * value_loss - 0.01 * entropy.mean()
+        torch.autograd.grad(loss, (with_grad, value))
+
+    def sb3():
+        distribution = MaskableCategorical(logits=with_grad, masks=mask)
+        backward(distribution.log_prob(action), distribution.entropy())
+
+    def unmasked():
+        log_probs = torch.log_softmax(with_grad, -1)
+        log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        backward(log_prob, -(log_probs.exp() * log_probs).sum(-1))
+
+    times = time_interleaved([rlmask, sb3, unmasked], calls, repetitions)
+    print_row(f"PPO loss + gradient, {rows} x {logits.shape[1]}", times)
 
 
 def time_interleaved(

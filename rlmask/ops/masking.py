@@ -136,7 +136,7 @@ def masked_inverse_cdf(
     u <= 1 - 2^-24, so the index never runs past the last valid action. The log-probability is
     exact to rounding down to probabilities of 1e-38; rarer actions are drawn at u = 0 only.
     """
-    if mask.ndim > 1 and len(mask) > 1 and is_large(mask, _BLOCK_SIZE):
+    if is_large(mask, _BLOCK_SIZE) and mask.ndim > 1 and len(mask) > 1:
         rows = max(1, len(mask) * _BLOCK_SIZE // mask.numel())
         blocks = zip(logits.split(rows), mask.split(rows), uniform.split(rows), strict=True)
         action, log_prob = zip(*(masked_inverse_cdf(*block) for block in blocks), strict=True)
@@ -149,7 +149,7 @@ def masked_inverse_cdf(
     action = torch.searchsorted(cumulated, threshold, right=True)
     # scores that are not finite lead past the end, where a GPU must not read
     chosen = action if probs.is_cpu else action.clamp(max=probs.shape[-1] - 1)
-    return action.squeeze(-1), probs.gather(-1, chosen).squeeze(-1).log()
+    return action.squeeze(-1), probs.gather(-1, chosen).squeeze(-1).log_()
 
 
 def monotone(cumulated: Tensor, probs: Tensor) -> Tensor:

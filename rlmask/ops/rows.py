@@ -19,7 +19,7 @@ def fill_invalid(x: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
     """Return x where the mask is True and `fill` (`ZERO` or `MINUS_INF`) elsewhere."""
     if not x.is_cpu:  # where it is the tensor, not the number, that costs a copy
         return x.masked_fill(~mask, -torch.inf if fill is MINUS_INF else 0.0)
-    if x.dtype in (torch.float32, torch.float64) and is_large(mask, BITWISE_SIZE):
+    if is_large(mask, BITWISE_SIZE) and x.dtype in (torch.float32, torch.float64):
         return BitwiseFill.apply(x, mask, fill is MINUS_INF)
     return torch.where(mask, x, fill)
 
@@ -37,7 +37,7 @@ def softmax_of_rows(softmax: Callable[[Tensor, int], Tensor], scores: Tensor) ->
 
 def is_large(x: Tensor, size: int) -> bool:
     """Whether the CPU works on more entries than `size`, and no compiler will see to its speed."""
-    return x.is_cpu and x.numel() > size and not torch.compiler.is_compiling()
+    return x.numel() > size and x.is_cpu and not torch.compiler.is_compiling()
 
 
 class BitwiseFill(torch.autograd.Function):
