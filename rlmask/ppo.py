@@ -219,7 +219,6 @@ def train(
             is yielded: resuming goes back to the last checkpoint.
     """
     torch.set_num_threads(config.num_threads)
-    debug_before = set_debug(True) if config.debug else None
     device = choose_device(config.device)
     envs = make_vector(
         config.all_games,
@@ -228,6 +227,7 @@ def train(
         vectorization=config.vectorization,
         num_actions=config.num_actions,
     )
+    debug_before = set_debug(True) if config.debug else None
     try:
         yield from _train(config, envs, device, resume)
     finally:
