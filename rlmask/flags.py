@@ -41,9 +41,9 @@ def parse(cls: Any, command: str, arguments: list[str], default: Any = None) -> 
         raise ConfigError(f"command line: {error}") from error
 
 
-def check_range(name: str, value: int, least: int, limit: int = 2**63) -> None:
-    """Raise `ConfigError` unless least <= value < limit."""
-    if not least <= value < limit:
+def check_range(name: str, value: int, least: int) -> None:
+    """Raise `ConfigError` unless least <= value < 2^63."""
+    if not least <= value < 2**63:
         wanted = f"at least {least}" if value < least else "below 2^63"
         raise ConfigError(f"--{name} is {value}: it must be {wanted}")
 

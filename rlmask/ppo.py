@@ -262,6 +262,8 @@ def _train(
         losses = learn(
             state.network, state.optimizer, batch, config, learning_rate, state.generator
         )
+        if not state.optimizer.weights.isfinite().all():  # never yielded, so never saved
+            raise FloatingPointError("the weights are not finite any more; lower learning_rate")
         if state.network.normalize_obs:
             state.network.observe(batch.obs)
 
@@ -490,8 +492,7 @@ def learn(
     """Run the epochs of one update; return the mean losses of the last one.
 
     Raises:
-        FloatingPointError: if a gradient is not finite (the weights are then still good), or the
-            weights are not.
+        FloatingPointError: if a gradient is not finite; the weights are then as before that step.
     """
     nvec = network.action_spec.nvec
     size = config.batch_size // config.num_minibatches
@@ -533,8 +534,6 @@ def learn(
                     f"learning_rate ({losses_of(seen[-1:], norms[-1:], config)})"
                 )
             optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
-    if not optimizer.weights.isfinite().all():
-        raise FloatingPointError("the weights are not finite any more; lower learning_rate")
     return losses_of(seen, norms, config)
 
 

@@ -188,9 +188,8 @@ class Torso(nn.Module):
         outputs = self.outputs(first.detach())
 
         def pullback(grad: Float[Tensor, " G B H"]) -> None:
-            for layer, x, y in zip(
-                reversed(self.layers), outputs[-2::-1], outputs[:0:-1], strict=True
-            ):
+            ends = reversed(list(pairwise(outputs)))  # input and output of each layer
+            for layer, (x, y) in zip(reversed(self.layers), ends, strict=True):
                 grad = cast(GroupLinear, layer).pullback(x, self.derivative(grad, y))
             if self.first is not None:
                 grad = self.derivative(grad, outputs[0])

@@ -271,8 +271,13 @@ def ppo_loss(logits, mask, action, calls: int, repetitions: int) -> None:
     rows = len(logits)
     old_log_prob, old_value, advantage, value_target = torch.randn(4, rows)
     with_grad, value = logits.clone().requires_grad_(), torch.randn(rows, requires_grad=True)
-    settings = dict(clip_range=0.2, value_coef=0.5, entropy_coef=0.01)
-    unused = dict(value_clip_range=None, normalize_entropy=False)
+    settings = dict(
+        clip_range=0.2,
+        value_clip_range=None,
+        value_coef=0.5,
+        entropy_coef=0.01,
+        normalize_entropy=False,
+    )
 
     def rlmask():
         masked_ppo_loss(
@@ -285,7 +290,6 @@ def ppo_loss(logits, mask, action, calls: int, repetitions: int) -> None:
             advantage,
             value_target,
             **settings,
-            **unused,
         )
 
     def backward(log_prob, entropy):

@@ -1,6 +1,6 @@
 """Two kernels over rows of scores, as fast as the CPU can: filling by a mask, and the softmax.
 
-Elsewhere (a GPU, a compiler at work, few entries) they are `torch.where` and `torch.softmax`.
+Elsewhere (a GPU, a compiler at work, few entries) they are PyTorch's own.
 """
 
 from collections.abc import Callable

@@ -33,6 +33,14 @@ class RefusedError(EnvError):
     """An env does not put up with an invalid action."""
 
 
+def refused(where: Where, error: Exception) -> RefusedError:
+    """Return the error for what an env raised when it was given an invalid action."""
+    return RefusedError(
+        f"{where}: the env refuses an invalid action ({error}), so it cannot be played without its "
+        "mask"
+    )
+
+
 @dataclass(frozen=True)
 class Ended:
     """The end of an episode: the true final observation, its mask, and the episode's figures."""
@@ -139,10 +147,7 @@ class MaskedEnv:
         except Exception as error:
             if is_valid:
                 raise
-            raise RefusedError(
-                f"{self.where}: the env refuses an invalid action ({error}), so it cannot be "
-                "played without its mask"
-            ) from error
+            raise refused(self.where, error) from error
         reward = float(reward)
         self._episode_return += reward
         if not math.isfinite(reward):

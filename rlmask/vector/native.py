@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlmask.ops import InvalidActionError
 from rlmask.types import Episode
-from rlmask.vector.env import RefusedError, episode_seed
+from rlmask.vector.env import episode_seed, refused
 from rlmask.vector.games import Game, VectorSpec
 from rlmask.vector.mask import Where, check_not_empty, resolve_source
 from rlmask.vector.spaces import (
@@ -106,10 +106,7 @@ class NativeVector:
         except Exception as error:
             if all_valid:
                 raise
-            raise RefusedError(
-                f"{self._where}: the env refuses an invalid action ({error}), so it cannot be "
-                "played without its mask"
-            ) from error
+            raise refused(self._where, error) from error
         self._where.step += 1
         reward = np.array(reward, np.float32)
         if not np.isfinite(reward).all():
