@@ -1,21 +1,28 @@
 """Checkpoints: directories that are whole or absent, checked byte by byte, and execute nothing.
 
     000042/
-      manifest.json       format version, size and sha256 of each file, the tree of plain values
-      network.safetensors one file for each part of the state that holds tensors or arrays
+      manifest.json        format version, size and sha256 of each file, the tree of plain values
+      network.safetensors  one file for each part of the state that holds tensors or arrays
+      replay.chunks.000012.safetensors
+                           one for each chunk; while its version stays, a second name of the file
+                           in the checkpoint before
       ...
 
 A checkpoint is written under a temporary name, flushed to the disk, and renamed: a reader sees all
 of it or nothing. safetensors has no checksum of its own, so the manifest carries one.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -23,21 +30,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from rlmask.types import Chunk
+
 FORMAT_VERSION = 1
-_TENSOR, _ARRAY = "$tensor", "$array"  # keys that stand for a tensor in the tree of the manifest
+# keys that stand for such a leaf in the tree of the manifest
+_TENSOR, _ARRAY, _CHUNK = "$tensor", "$array", "$chunk"
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, incomplete, corrupt, or of another format."""
 
 
-def save(directory: Path, state: Mapping[str, Any]) -> None:
+def save(directory: Path, state: Mapping[str, Any], previous: Path | None = None) -> None:
     """Write a state as a new checkpoint directory, atomically.
 
     Args:
         state: a tree of dicts (with string keys) and lists; leaves are tensors, numpy arrays,
-        numbers,
-            strings, booleans and None.
+            chunks, numbers, strings, booleans and None. Chunks are read one at a time.
+        previous: an earlier checkpoint of the same history; its chunks of the same version are
+            linked, not read and written again.
 
     Raises:
         CheckpointError: if the disk is full or cannot be written; what was there before stays.
@@ -47,19 +58,21 @@ def save(directory: Path, state: Mapping[str, Any]) -> None:
     if directory.exists():
         raise FileExistsError(f"checkpoint {directory} exists")
     parts: dict[str, dict[str, torch.Tensor]] = {}
+    chunks: dict[str, Chunk] = {}
     for key in state:
-        if not isinstance(key, str) or "/" in key or key.startswith((".", "$")):
+        if not isinstance(key, str) or set("/.") & set(key) or key.startswith("$"):
             raise TypeError(f"the state has the key {key!r}; each is the name of a file")
-    tree = {key: _pack(value, key, "", parts) for key, value in state.items()}
+    tree = {key: _pack(value, key, "", parts, chunks) for key, value in state.items()}
     temporary = directory.with_name(f".{directory.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         files = {}
         for part, tensors in parts.items():
-            data = save_tensors(tensors)
-            write_synced(temporary / f"{part}.safetensors", data)
-            files[f"{part}.safetensors"] = {"size": len(data), "sha256": _sha256(data)}
+            files[f"{part}.safetensors"] = _write(temporary / f"{part}.safetensors", tensors)
+        earlier = _chunk_files(previous)
+        for name, chunk in chunks.items():
+            files[name] = _save_chunk(temporary / name, chunk, previous, earlier.get(name))
         body = {"format_version": FORMAT_VERSION, "files": files, "state": tree}
         text = json.dumps(body, indent=1, allow_nan=True)
         # the last line guards the manifest itself
@@ -68,8 +81,10 @@ def save(directory: Path, state: Mapping[str, Any]) -> None:
         sync_directory(temporary)
         temporary.rename(directory)
         sync_directory(directory.parent)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):  # a chunk raised it
+            raise
         free = shutil.disk_usage(directory.parent).free if directory.parent.exists() else 0
         raise CheckpointError(
             f"cannot write checkpoint {directory}: {error.strerror} ({free / 1e6:.0f} MB free); "
@@ -78,51 +93,25 @@ def save(directory: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(directory: Path) -> dict[str, Any]:
-    """Read a checkpoint after checking every byte of it.
+    """Read a checkpoint after checking every byte of it; chunks are read when they are asked for.
 
     Raises:
-        CheckpointError: if it is missing, incomplete, corrupt, or of a newer format.
+        CheckpointError: if it is missing, incomplete, corrupt, or of a newer format. `read` of a
+            chunk raises it too.
     """
-    try:
-        envelope = json.loads((directory / "manifest.json").read_bytes())
-        text = envelope["manifest"]
-        if _sha256(text.encode()) != envelope["sha256"]:
-            raise CheckpointError(
-                f"checkpoint {directory} is corrupt: manifest.json does not match"
-            )
-        manifest = json.loads(text)
-        version = manifest["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"checkpoint {directory} has format {version}, this rlmask reads {FORMAT_VERSION}; "
-                "use the version of rlmask that wrote it (see versions.json of the run)"
-            )
-        parts = {}
+    with _explained(directory):
+        manifest = _read_manifest(directory)
+        parts, chunks = {}, {}
         for name, expected in manifest["files"].items():
             if Path(name).name != name:
                 raise CheckpointError(
                     f"checkpoint {directory} names a file outside of itself: {name}"
                 )
-            data = (directory / name).read_bytes()
-            if len(data) != expected["size"] or _sha256(data) != expected["sha256"]:
-                raise CheckpointError(f"checkpoint {directory} is corrupt: {name} does not match")
-            parts[Path(name).stem] = load_tensors(data)
-        return _unpack(manifest["state"], parts)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {directory} is incomplete: {error.strerror} ({error.filename})"
-        ) from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"checkpoint {directory} is corrupt: {error}") from error
+            if "version" in expected:
+                chunks[name] = _load_chunk(directory / name, expected)
+            else:
+                parts[Path(name).stem] = _read(directory / name, expected)
+        return _unpack(manifest["state"], parts, chunks)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -142,32 +131,139 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    envelope = json.loads((directory / "manifest.json").read_bytes())
+    text = envelope["manifest"]
+    if _sha256(text.encode()) != envelope["sha256"]:
+        raise CheckpointError(f"checkpoint {directory} is corrupt: manifest.json does not match")
+    manifest = json.loads(text)
+    version = manifest["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {directory} has format {version}, this rlmask reads {FORMAT_VERSION}; "
+            "use the version of rlmask that wrote it (see versions.json of the run)"
+        )
+    return manifest
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Turn whatever a bad checkpoint raises into a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {directory} is incomplete: {error.strerror} ({error.filename})"
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise CheckpointError(f"checkpoint {directory} is corrupt: {error}") from error
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Write a file; return its entry in the manifest."""
+    data = save_tensors(tensors)
+    write_synced(path, data)
+    return {"size": len(data), "sha256": _sha256(data)}
+
+
+def _read(path: Path, expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Read a file and compare it with its entry in the manifest."""
+    data = path.read_bytes()
+    _check(path, expected, [data])
+    return load_tensors(data)
+
+
+def _check(path: Path, expected: Mapping[str, Any], blocks: Iterable[bytes]) -> None:
+    size, digest = 0, hashlib.sha256()
+    for block in blocks:
+        size += len(block)
+        digest.update(block)
+    if size != expected["size"] or digest.hexdigest() != expected["sha256"]:
+        raise CheckpointError(f"checkpoint {path.parent} is corrupt: {path.name} does not match")
+
+
+def _chunk_files(directory: Path | None) -> dict[str, dict[str, Any]]:
+    """Return the manifest's entries of chunks; none if the checkpoint cannot be read."""
+    if directory is None:
+        return {}
+    try:
+        with _explained(directory):
+            files = _read_manifest(directory)["files"]
+            return {name: entry for name, entry in files.items() if "version" in entry}
+    except CheckpointError:
+        return {}
+
+
+def _save_chunk(
+    path: Path, chunk: Chunk, previous: Path | None, earlier: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Link a chunk's file to that of an earlier checkpoint, or write it; return its entry."""
+    if previous and earlier and earlier["version"] == chunk.version:
+        try:
+            os.link(previous / path.name, path)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            path.unlink(missing_ok=True)  # a network disk may link and yet report an error
+        else:
+            return earlier
+    arrays = chunk.read()
+    # a slash, since safetensors has a name of its own that begins without one
+    tensors = {f"/{key}": _as_tensor(array, path.stem) for key, array in arrays.items()}
+    return {**_write(path, tensors), "version": chunk.version}
+
+
+def _load_chunk(path: Path, expected: Mapping[str, Any]) -> Chunk:
+    """Check the file of a chunk, a block at a time; return the chunk, which reads it later."""
+    with path.open("rb") as file:
+        _check(path, expected, iter(partial(file.read, 2**20), b""))
+    return Chunk(version=expected["version"], read=partial(_read_chunk, path, expected))
+
+
+def _read_chunk(path: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    with _explained(path.parent):
+        return {key[1:]: tensor.numpy() for key, tensor in _read(path, expected).items()}
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _pack(value: Any, part: str, path: str, parts: dict[str, dict[str, torch.Tensor]]) -> Any:
-    """Move the tensors of a tree into their part; return the tree with names in their place."""
+def _pack(
+    value: Any,
+    part: str,
+    path: str,
+    parts: dict[str, dict[str, torch.Tensor]],
+    chunks: dict[str, Chunk],
+) -> Any:
+    """Move the tensors and chunks out of a tree; return the tree with names in their place."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or key.startswith("$"):
                 raise TypeError(f"{part}{path} has the key {key!r}; keys are text without a $")
-        return {key: _pack(v, part, f"{path}/{_escape(key)}", parts) for key, v in value.items()}
+        return {
+            key: _pack(item, part, f"{path}/{_escape(key)}", parts, chunks)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_pack(item, part, f"{path}/{i}", parts) for i, item in enumerate(value)]
+        return [_pack(item, part, f"{path}/{i}", parts, chunks) for i, item in enumerate(value)]
     if isinstance(value, torch.Tensor | np.ndarray):
         name = path or "/"
-        # a copy of its own: safetensors refuses views that share memory
-        if isinstance(value, np.ndarray):
-            if value.dtype.kind not in "biuf":
-                raise TypeError(f"{part}{path} is an array of {value.dtype}")
-            stored, key = torch.from_numpy(value.copy()), _ARRAY
-        else:
-            if value.is_complex():
-                raise TypeError(f"{part}{path} is a tensor of {value.dtype}")
-            stored, key = value.detach().cpu().clone(), _TENSOR
-        parts.setdefault(part, {})[name] = stored.contiguous()
-        return {key: [part, name]}
+        parts.setdefault(part, {})[name] = _as_tensor(value, f"{part}{path}")
+        return {_ARRAY if isinstance(value, np.ndarray) else _TENSOR: [part, name]}
+    if isinstance(value, Chunk):
+        name = f"{part}{_as_file_name(path)}.safetensors"
+        chunks[name] = value
+        return {_CHUNK: name}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.bool_ | np.integer | np.floating):
@@ -175,13 +271,33 @@ def _pack(value: Any, part: str, path: str, parts: dict[str, dict[str, torch.Ten
     raise TypeError(f"{part}{path} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
+def _as_tensor(value: torch.Tensor | np.ndarray, path: str) -> torch.Tensor:
+    """Return a copy of its own: safetensors refuses views that share memory."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"{path} is an array of {value.dtype}")
+        return torch.from_numpy(value.copy()).contiguous()
+    if value.is_complex():
+        raise TypeError(f"{path} is a tensor of {value.dtype}")
+    return value.detach().cpu().clone().contiguous()
+
+
 def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")  # as JSON pointers do (RFC 6901)
 
 
-def _unpack(tree: Any, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:
+def _as_file_name(path: str) -> str:
+    """Return `.chunks.000012` for `/chunks/000012`; the name of a part has no dot."""
+    return quote(path).replace(".", "%2E").replace("/", ".")
+
+
+def _unpack(
+    tree: Any,
+    parts: Mapping[str, Mapping[str, torch.Tensor]],
+    chunks: Mapping[str, Chunk],
+) -> Any:
     if isinstance(tree, list):
-        return [_unpack(item, parts) for item in tree]
+        return [_unpack(item, parts, chunks) for item in tree]
     if not isinstance(tree, dict):
         return tree
     for key in (_TENSOR, _ARRAY):
@@ -189,4 +305,6 @@ def _unpack(tree: Any, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Any:
             part, name = tree[key]
             tensor = parts[part][name]
             return tensor.numpy() if key == _ARRAY else tensor
-    return {key: _unpack(value, parts) for key, value in tree.items()}
+    if _CHUNK in tree:
+        return chunks[tree[_CHUNK]]
+    return {key: _unpack(value, parts, chunks) for key, value in tree.items()}

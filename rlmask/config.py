@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -66,6 +67,60 @@ def build(cls: type[Config], settings: Mapping[Any, Any], source: str) -> Config
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def check_at_least(config: Any, least: int, *names: str) -> None:
+    """Raise `ValueError` unless each of these settings is None or at least so much."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} is {value}: it must be at least {least}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise `ValueError` unless each of these settings is None or a positive number."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}: it must be positive")
+
+
+def check_finite(config: Any, *names: str) -> None:
+    """Raise `ValueError` unless each of these settings is a finite number."""
+    for name in names:
+        if not math.isfinite(getattr(config, name)):
+            raise ValueError(f"{name} is {getattr(config, name)}: it must be finite")
+
+
+def check_unit_interval(config: Any, *names: str) -> None:
+    """Raise `ValueError` unless each of these settings is in 0..1."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}: it must be in 0..1")
+
+
+def check_envs(config: Any) -> None:
+    """Check the settings that every algorithm has of its envs and its network.
+
+    Raises:
+        ValueError: names the settings and the remedy.
+    """
+    if bool(config.env) == bool(config.games):
+        raise ValueError("set either env or games")
+    if config.games and (config.env_kwargs or config.mask_source != "auto"):
+        raise ValueError("with games, env_kwargs and mask_source belong to each of the games")
+    num_games = max(1, len(config.games))
+    if config.num_envs < 1 or config.num_envs % num_games:
+        raise ValueError(
+            f"num_envs is {config.num_envs}: it must be a positive multiple of the "
+            f"{num_games} game{'s' * (num_games > 1)}"
+        )
+    check_at_least(config, 1, "total_steps", "num_steps", "num_threads")
+    if not config.hidden_sizes or min(config.hidden_sizes) < 1:
+        raise ValueError(f"hidden_sizes is {config.hidden_sizes}: give at least one positive width")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed is {config.seed}: it must be in 0..2^63-1")
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -1,6 +1,7 @@
-"""Networks: the actor-critic that PPO trains.
+"""Networks: the actor-critic that PPO trains, the Q-network of DQN and PQN, and their policies.
 
-Dimension key: `B` batch, `A` union actions, `H` features, `G` torsos (one shared, or two).
+Dimension key: `B` batch, `A` union actions, `H` features, `G` torsos (one shared, or two), `Z`
+numbers an action (one value, atoms, or quantiles).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlmask.normalize import update_moments
-from rlmask.ops import masked_argmax, masked_inverse_cdf, split_parts
+from rlmask.ops import (
+    dueling_gradient,
+    dueling_values,
+    masked_argmax,
+    masked_epsilon_greedy,
+    masked_inverse_cdf,
+    split_parts,
+)
 from rlmask.torso import Activation, Torso, grad_of
 from rlmask.types import ActionSpec, ObsSpec, Policy
 
@@ -108,6 +116,108 @@ class ActorCritic(nn.Module):
             buffer.copy_(new)
 
 
+class QNetwork(nn.Module):
+    """Z numbers for each of the union actions: a value, or a distribution of the return.
+
+    Args:
+        hidden_sizes: widths of the fully connected layers, at least one.
+        dueling: the last of these layers is two, one for a state value and one for advantages
+            (Wang et al. 2016, arXiv:1511.06581); their mean runs over the valid actions.
+        layer_norm: before each activation.
+        num_outputs: Z.
+        support: atoms [Z] whose probabilities the numbers are the logits of; None: the numbers are
+            values, all equally likely.
+        generator: of the initial weights (CPU).
+    """
+
+    support: Tensor | None
+
+    def __init__(
+        self,
+        obs: ObsSpec,
+        action: ActionSpec,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: Activation,
+        dueling: bool,
+        layer_norm: bool,
+        num_outputs: int,
+        support: Float[Tensor, " Z"] | None,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.obs_spec, self.action_spec = obs, action
+        self.torso = Torso(
+            1,
+            obs,
+            hidden_sizes,
+            activation,
+            generator,
+            last_groups=2 if dueling else 1,
+            layer_norm=layer_norm,
+        )
+        width, self.num_outputs = hidden_sizes[-1], num_outputs
+        self.head = head(width, action.num_actions * num_outputs, 0.01, generator)
+        self.value_head = head(width, num_outputs, 0.01, generator) if dueling else None
+        self.register_buffer("support", support, persistent=False)
+
+    def forward(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Float[Tensor, " B A Z"]:
+        """Return the numbers of each action, also of the invalid ones.
+
+        The mask matters to a dueling network only.
+        """
+        return self.outputs(self.torso(obs), action_mask)
+
+    def values(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Float[Tensor, " B A"]:
+        """Return the expected return of each action."""
+        return self.expected(self(obs, action_mask))
+
+    def expected(self, outputs: Float[Tensor, " B A Z"]) -> Float[Tensor, " B A"]:
+        """Return the expectation of each action's distribution."""
+        if self.support is not None:
+            return torch.softmax(outputs, -1) @ self.support
+        return outputs.squeeze(-1) if self.num_outputs == 1 else outputs.mean(-1)
+
+    def outputs(
+        self, features: Float[Tensor, " G B H"], action_mask: Bool[Tensor, " B A"]
+    ) -> Float[Tensor, " B A Z"]:
+        """Return the numbers of each action, of the features."""
+        rows = self.head(features[-1]).unflatten(-1, (-1, self.num_outputs))
+        if self.value_head is None:
+            return rows
+        return dueling_values(self.value_head(features[0]), rows, action_mask)
+
+    @torch.no_grad()
+    def vjp(
+        self, obs: Tensor, action_mask: Bool[Tensor, " B A"]
+    ) -> tuple[Float[Tensor, " B A Z"], Callable[[Tensor], None]]:
+        """Return the numbers of each action, and the pullback of their gradient.
+
+        `pullback(∂L/∂outputs)` is as that of `ActorCritic.vjp`.
+        """
+        features, torso_pullback = self.torso.vjp(obs)
+        outputs = self.outputs(features, action_mask)
+
+        def pullback(grad: Float[Tensor, " B A Z"]) -> None:
+            grad_features = torch.empty_like(features)
+            if self.value_head is not None:
+                grad_value, grad = dueling_gradient(grad, action_mask)
+                linear_pullback(self.value_head, features[0], grad_value, grad_features[0])
+            linear_pullback(self.head, features[-1], grad.flatten(1), grad_features[-1])
+            torso_pullback(grad_features)
+
+        return outputs, pullback
+
+
+def linear_pullback(
+    layer: nn.Linear, x: Float[Tensor, " B H"], grad: Float[Tensor, " B Z"], out: Tensor
+) -> None:
+    """Write the gradient of a layer's parameters, and to `out` that of its input."""
+    torch.mm(grad.mT, x, out=grad_of(layer.weight))
+    torch.sum(grad, 0, out=grad_of(layer.bias))
+    torch.mm(grad, layer.weight, out=out)
+
+
 def head(in_features: int, out_features: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer with orthogonal weights and zero bias."""
     layer = nn.Linear(in_features, out_features)
@@ -131,11 +241,7 @@ def actor_policy(
 
     @torch.inference_mode()
     def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
-        if obs.dtype != dtype:
-            if not (obs.is_floating_point() and dtype.is_floating_point):
-                raise TypeError(f"observations are {obs.dtype}; this policy knows {dtype}")
-            obs = obs.to(dtype)
-        logits = split_parts(network(obs.to(device))[0], nvec)
+        logits = split_parts(network(as_known(obs, dtype).to(device))[0], nvec)
         mask = split_parts(action_mask.to(device), nvec)
         if greedy:
             action = masked_argmax(logits, mask)
@@ -145,6 +251,47 @@ def actor_policy(
         return action.to(obs.device)
 
     return policy
+
+
+def q_policy(
+    network: QNetwork, *, epsilon: float = 0.0, generator: torch.Generator | None = None
+) -> Policy:
+    """Return a policy that takes the valid action of the highest value.
+
+    Observations and masks may be on any device; actions come back on the same.
+
+    Args:
+        epsilon: with this probability a uniformly drawn valid action instead.
+        generator: of the draws (CPU).
+
+    Raises:
+        TypeError: in the policy, if observations are of another kind of number.
+    """
+    dtype, device = network.obs_spec.torch_dtype, next(network.parameters()).device
+
+    @torch.inference_mode()
+    def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B"]:
+        seen, mask = as_known(obs, dtype).to(device), action_mask.to(device)
+        values = network.values(seen, mask)
+        if epsilon == 0:
+            return masked_argmax(values, mask).to(obs.device)
+        action = masked_epsilon_greedy(values.cpu(), mask.cpu(), epsilon, generator)
+        return action.to(obs.device)
+
+    return policy
+
+
+def as_known(obs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return observations as the numbers that a network knows.
+
+    Raises:
+        TypeError: if they are of another kind.
+    """
+    if obs.dtype == dtype:
+        return obs
+    if not (obs.is_floating_point() and dtype.is_floating_point):
+        raise TypeError(f"observations are {obs.dtype}; this policy knows {dtype}")
+    return obs.to(dtype)
 
 
 class DeviceError(ValueError):

@@ -1,4 +1,4 @@
-"""Adam over all parameters of a network as one vector."""
+"""The parameters of a network as one vector, and Adam over it."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
+
+
+def flatten_weights(network: nn.Module) -> Float[Tensor, " W"]:
+    """Make the parameters of a network views of one vector, and return it."""
+    parameters = list(network.parameters())
+    weights = torch.cat([p.detach().flatten() for p in parameters])
+    for parameter, weight in zip(
+        parameters, weights.split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.data = weight.view_as(parameter)
+    return weights
 
 
 class FlatAdam:
@@ -27,14 +38,12 @@ class FlatAdam:
         beta2: float = 0.999,
         epsilon: float = 1e-5,
     ) -> None:
-        parameters = list(network.parameters())
-        self.weights = torch.cat([p.detach().flatten() for p in parameters])
+        self.weights = flatten_weights(network)
         self.gradient = torch.zeros_like(self.weights)
-        sizes = [p.numel() for p in parameters]
-        for parameter, weight, gradient in zip(
-            parameters, self.weights.split(sizes), self.gradient.split(sizes), strict=True
-        ):
-            parameter.data, parameter.grad = weight.view_as(parameter), gradient.view_as(parameter)
+        parameters = list(network.parameters())
+        gradients = self.gradient.split([p.numel() for p in parameters])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
         self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
         self._moment1 = torch.zeros_like(self.weights)
         self._moment2 = torch.zeros_like(self.weights)

@@ -19,6 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlmask.config import (
+    check_at_least,
+    check_envs,
+    check_finite,
+    check_positive,
+    check_unit_interval,
+)
 from rlmask.networks import ActorCritic, actor_policy, choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
@@ -55,6 +62,7 @@ from rlmask.vector import (
     Vectorization,
     VectorStep,
     game_names,
+    games_of,
     make_vector,
 )
 
@@ -134,63 +142,32 @@ class PPOConfig:
         Raises:
             ValueError: names the fields and the remedy.
         """
-        if bool(self.env) == bool(self.games):
-            raise ValueError("set either env or games")
-        if self.games and (self.env_kwargs or self.mask_source != "auto"):
-            raise ValueError("with games, env_kwargs and mask_source belong to each of the games")
-        num_games = max(1, len(self.games))
-        if self.num_envs < 1 or self.num_envs % num_games:
+        check_envs(self)
+        check_at_least(self, 1, "num_epochs", "num_minibatches")
+        if self.steps_per_update % self.num_minibatches:
             raise ValueError(
-                f"num_envs is {self.num_envs}: it must be a positive multiple of the "
-                f"{num_games} game{'s' * (num_games > 1)}"
-            )
-        for name in ("total_steps", "num_steps", "num_epochs", "num_minibatches", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.batch_size % self.num_minibatches:
-            raise ValueError(
-                f"num_envs x num_steps = {self.batch_size} does not divide into "
+                f"num_envs x num_steps = {self.steps_per_update} does not divide into "
                 f"num_minibatches = {self.num_minibatches}"
             )
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be in 0..1")
-        for name in (
-            "learning_rate",
-            "clip_range",
-            "value_clip_range",
-            "max_grad_norm",
-            "target_kl",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}: it must be positive")
-        for name in ("learning_rate", "entropy_coef", "value_coef"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be finite")
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            raise ValueError(
-                f"hidden_sizes is {self.hidden_sizes}: give at least one positive width"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}: it must be in 0..2^63-1")
+        check_unit_interval(self, "gamma", "gae_lambda")
+        check_positive(self, "learning_rate", "clip_range", "value_clip_range")
+        check_positive(self, "max_grad_norm", "target_kl")
+        check_finite(self, "learning_rate", "entropy_coef", "value_coef")
 
     @property
-    def batch_size(self) -> int:
+    def steps_per_update(self) -> int:
         """Env steps between two updates."""
         return self.num_envs * self.num_steps
 
     @property
     def num_updates(self) -> int:
         """Updates in the whole run."""
-        return -(-self.total_steps // self.batch_size)
+        return -(-self.total_steps // self.steps_per_update)
 
     @property
     def all_games(self) -> tuple[Game, ...]:
         """The games, one of them if `env` is set."""
-        if self.games:
-            return self.games
-        return (Game(env_id=self.env, env_kwargs=self.env_kwargs, mask_source=self.mask_source),)
+        return games_of(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +246,7 @@ def _train(
 
         yield Update(
             update=update,
-            env_steps=update * config.batch_size,
+            env_steps=update * config.steps_per_update,
             metrics={
                 **episode_metrics([e for game in state.recent for e in game], names),
                 **losses,
@@ -495,11 +472,11 @@ def learn(
         FloatingPointError: if a gradient is not finite; the weights are then as before that step.
     """
     nvec = network.action_spec.nvec
-    size = config.batch_size // config.num_minibatches
+    size = config.steps_per_update // config.num_minibatches
     seen: list[PPOTerms] = []
     norms: list[float] = []
     for _ in range(config.num_epochs):
-        order = torch.randperm(config.batch_size, generator=generator).to(batch.obs.device)
+        order = torch.randperm(config.steps_per_update, generator=generator).to(batch.obs.device)
         shuffled = tree_map(lambda x, order=order: x[order], batch)
         if config.normalize_advantage:
             advantage = standardize(shuffled.advantage.view(-1, size)).flatten()

@@ -65,17 +65,18 @@ def train(run_dir: Path, display: Display) -> Evaluation:
     """
     config = read_config(run_dir)
     with locked(run_dir), stop_on_signal(display.say) as stop_requested:
-        state, at = newest_checkpoint(run_dir, display.say)
+        state, saved = newest_checkpoint(run_dir, display.say)
         if state is not None:
             check_unchanged(config, state, run_dir / "config.yaml")
-        with Log(run_dir, at) as log:
-            return _train(run_dir, config, state, log, display, stop_requested)
+        with Log(run_dir, state["update"] if state else 0) as log:
+            return _train(run_dir, config, state, saved, log, display, stop_requested)
 
 
 def _train(
     run_dir: Path,
     config: RunConfig,
     state: dict[str, Any] | None,
+    saved: Path | None,
     log: "Log",
     display: Display,
     stop_requested: Callable[[], int],
@@ -88,12 +89,14 @@ def _train(
     saved_at, last_time = start, start
     evaluation = None
     updates = train_algo(settings, resume=state)
-    display.start(run_dir, settings.num_updates * settings.batch_size, done)
+    display.start(run_dir, settings.num_updates * settings.steps_per_update, done)
     try:
         for update in updates:
+            if state:  # restored by now; the trainer's frame would keep it to the end
+                state.clear()
             now = time.perf_counter()
             metrics = dict(update.metrics)
-            metrics["speed/env_steps_per_second"] = settings.batch_size / (now - last_time)
+            metrics["speed/env_steps_per_second"] = settings.steps_per_update / (now - last_time)
             is_last = update.update == settings.num_updates
             failure = None
             if is_last or (options.eval_period and update.update % options.eval_period == 0):
@@ -108,13 +111,10 @@ def _train(
             is_due = now - saved_at >= options.checkpoint_seconds
             if is_last or stopping or is_due or failure:
                 seconds = before + time.perf_counter() - start
-                run = {
-                    "seconds": seconds,
-                    "env_steps": update.env_steps,
-                    "settings": settings_text(config),
-                }
+                text = settings_text(config)
+                run = {"seconds": seconds, "env_steps": update.env_steps, "settings": text}
                 log.flush()
-                save_checkpoint(run_dir, update, run)
+                saved = save_checkpoint(run_dir, update, run, saved)
                 saved_at = time.perf_counter()
             if failure is not None:
                 raise failure

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from rlmask import checkpoint, ppo
+from rlmask import checkpoint, dqn, ppo, pqn
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
@@ -30,7 +30,11 @@ from rlmask.types import Update
 from rlmask.vector import join, make_vector
 
 # name in a config -> settings, trainer, and the policy of a checkpoint
-ALGORITHMS = {"ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy)}
+ALGORITHMS = {
+    "ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy),
+    "dqn": (dqn.DQNConfig, dqn.train, dqn.load_policy),
+    "pqn": (pqn.PQNConfig, pqn.train, pqn.load_policy),
+}
 
 
 # what may differ between a checkpoint and the run that goes on from it
@@ -165,11 +169,15 @@ def read_config(run_dir: Path) -> RunConfig:
     return parse_config(read_yaml(path), str(path))
 
 
-def save_checkpoint(run_dir: Path, update: Update, run: Mapping[str, Any]) -> None:
-    """Write a checkpoint of a run and remove all but the newest two.
+def save_checkpoint(
+    run_dir: Path, update: Update, run: Mapping[str, Any], previous: Path | None
+) -> Path:
+    """Write a checkpoint of a run, remove all but the newest two, and return where it is.
 
     Args:
         run: what the driver needs to go on, beside the trainer's own state.
+        previous: the checkpoint that this process loaded or wrote last; what has not changed since
+            is shared with it. The version of a chunk says nothing about any other checkpoint.
 
     Raises:
         CheckpointError: if it cannot be written; the earlier ones stay.
@@ -177,13 +185,15 @@ def save_checkpoint(run_dir: Path, update: Update, run: Mapping[str, Any]) -> No
     directory = run_dir / "checkpoints" / f"{update.update:06d}"
     directory.parent.mkdir(exist_ok=True)
     if directory.exists():  # it was corrupt, else this run would have begun after it
-        _remove(directory)
-    checkpoint.save(directory, {**update.capture(), "run": dict(run)})
+        aside = _set_aside(directory)
+        previous = aside if previous == directory else previous
+    checkpoint.save(directory, {**update.capture(), "run": dict(run)}, previous)
     for old in checkpoints(run_dir)[:-2]:
         _remove(old)
-    for ending in ("partial", "old"):  # left by a process that was killed while it saved
+    for ending in ("partial", "old"):  # set aside, or left by a process killed while it saved
         for remains in directory.parent.glob(f".*.{ending}"):
             shutil.rmtree(remains, ignore_errors=True)
+    return directory
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -194,8 +204,8 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def newest_checkpoint(
     run_dir: Path, say: Callable[[str], None]
-) -> tuple[dict[str, Any] | None, int]:
-    """Return the state of the newest good checkpoint and its update; None and 0 if there is none.
+) -> tuple[dict[str, Any] | None, Path | None]:
+    """Return the state of the newest good checkpoint and where it is; None if there is none.
 
     Raises:
         CheckpointError: if there are checkpoints, but none is good.
@@ -212,15 +222,18 @@ def newest_checkpoint(
                 ) from error
             say(f"{error}; trying the one before")
         else:
-            return state, state["update"]
-    return None, 0
+            return state, directory
+    return None, None
 
 
 def _remove(directory: Path) -> None:
-    doomed = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    directory.rename(doomed)  # at once, so that nobody sees half of it
-    shutil.rmtree(doomed)
+    shutil.rmtree(_set_aside(directory))  # under another name, so that nobody sees half of it
+
+
+def _set_aside(directory: Path) -> Path:
+    aside = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    return directory.rename(aside)
 
 
 def settings_text(config: RunConfig) -> str:

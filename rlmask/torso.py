@@ -8,6 +8,7 @@ Dimension key: `B` batch, `H` features, `G` networks side by side (policy, value
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -54,7 +55,10 @@ def grad_of(parameter: Tensor) -> Tensor:
 
 
 class GroupLinear(nn.Module):
-    """G linear layers of the same shape in one batched product, [G, B, in] -> [G, B, out]."""
+    """G linear layers of the same shape in one batched product, [G, B, in] -> [G, B, out].
+
+    Rows of one network [1, B, in] go to all of the layers.
+    """
 
     def __init__(
         self, groups: int, in_features: int, out_features: int, generator: torch.Generator
@@ -65,16 +69,50 @@ class GroupLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups, 1, out_features))
 
     def forward(self, x: Float[Tensor, " G B inputs"]) -> Float[Tensor, " G B H"]:
-        """Apply each layer to its own rows."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        """Apply each layer to its own rows, or all of them to the same."""
+        return torch.baddbmm(self.bias, self._rows(x), self.weight)
 
     def pullback(
         self, x: Float[Tensor, " G B inputs"], grad: Float[Tensor, " G B H"]
     ) -> Float[Tensor, " G B inputs"]:
         """Write the gradient of the parameters from that of the output; return the input's."""
-        torch.bmm(x.mT, grad, out=grad_of(self.weight))
+        torch.bmm(self._rows(x).mT, grad, out=grad_of(self.weight))
         torch.sum(grad, 1, keepdim=True, out=grad_of(self.bias))
-        return torch.bmm(grad, self.weight.mT)
+        grad = torch.bmm(grad, self.weight.mT)
+        return grad if len(x) == len(grad) else grad.sum(0, keepdim=True)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x if len(x) == len(self.weight) else x.expand(len(self.weight), -1, -1)
+
+
+class GroupLayerNorm(nn.Module):
+    """Layer norm of G networks side by side, [G, B, H], each with a scale and shift of its own.
+
+    Reference: Ba et al. 2016, arXiv:1607.06450.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(groups, 1, width))
+        self.bias = nn.Parameter(torch.zeros(groups, 1, width))
+
+    def forward(self, x: Float[Tensor, " G B H"]) -> Float[Tensor, " G B H"]:
+        """Bring each row to mean 0 and variance 1, then scale and shift it."""
+        return self.vjp(x)[0]
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return the output, and what `pullback` needs."""
+        rows, mean, scale = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
+        return torch.addcmul(self.bias, rows, self.weight), (x, rows, mean, scale)
+
+    def pullback(self, seen: tuple[Tensor, Tensor, Tensor, Tensor], grad: Tensor) -> Tensor:
+        """Write the gradient of the parameters from that of the output; return the input's."""
+        x, rows, mean, scale = seen
+        torch.sum(grad, 1, keepdim=True, out=grad_of(self.bias))
+        torch.sum(grad * rows, 1, keepdim=True, out=grad_of(self.weight))
+        return torch.ops.aten.native_layer_norm_backward(
+            grad * self.weight, x, x.shape[-1:], mean, scale, None, None, [True, False, False]
+        )[0]
 
 
 class FirstLayer(nn.Module):
@@ -112,9 +150,14 @@ class ConvTorso(nn.Module):
 
     Images of 36 pixels and more get the three layers of Mnih et al. 2015 (doi:10.1038/nature14236),
     smaller boards one 3x3 layer of 16 filters, as in MinAtar (Young & Tian 2019, arXiv:1903.03176).
+
+    Args:
+        layer_norm: after each convolution, over all of its filters and places.
     """
 
-    def __init__(self, shape: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self, shape: Sequence[int], generator: torch.Generator, layer_norm: bool = False
+    ) -> None:
         super().__init__()
         height, width, channels = shape
         large = min(height, width) >= 36
@@ -124,7 +167,7 @@ class ConvTorso(nn.Module):
             conv = nn.Conv2d(channels, filters, kernel, stride)
             nn.init.orthogonal_(conv.weight, SQRT_2, generator=generator)
             nn.init.zeros_(conv.get_parameter("bias"))
-            layers += [conv, nn.ReLU()]
+            layers += [conv, *([nn.GroupNorm(1, filters)] if layer_norm else []), nn.ReLU()]
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             channels = filters
         self.layers = nn.Sequential(*layers)
@@ -138,7 +181,13 @@ class ConvTorso(nn.Module):
 
 
 class Torso(nn.Module):
-    """G networks side by side, from an observation to features [G, B, H]."""
+    """From an observation to features [G, B, H].
+
+    Args:
+        groups: networks side by side, G, that share nothing but the observation.
+        last_groups: layers side by side at the end, G, where the rest is one network.
+        layer_norm: before each activation.
+    """
 
     def __init__(
         self,
@@ -147,61 +196,102 @@ class Torso(nn.Module):
         hidden_sizes: Sequence[int],
         activation: Activation,
         generator: torch.Generator,
+        *,
+        last_groups: int | None = None,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.groups = groups
         self.activation, self.derivative = ACTIVATIONS[activation]
+        counts = [groups] * len(hidden_sizes)
+        counts[-1] = groups if last_groups is None else last_groups
+        self.first, self.first_norm, sizes = None, None, list(hidden_sizes)
         if obs.kind == "image":
-            convs = [ConvTorso(obs.shape, generator) for _ in range(groups)]
+            convs = [ConvTorso(obs.shape, generator, layer_norm) for _ in range(groups)]
             self.convs = nn.ModuleList(convs)
-            self.first = None
-            sizes = [convs[0].out_features, *hidden_sizes]
+            sizes.insert(0, convs[0].out_features)
         else:
-            self.first = FirstLayer(groups, obs, hidden_sizes[0], generator)
-            sizes = list(hidden_sizes)
+            self.groups = counts.pop(0)
+            self.first = FirstLayer(self.groups, obs, sizes[0], generator)
+            self.first_norm = GroupLayerNorm(self.groups, sizes[0]) if layer_norm else None
         self.layers = nn.ModuleList(
-            GroupLinear(groups, inputs, width, generator) for inputs, width in pairwise(sizes)
+            GroupLinear(count, inputs, width, generator)
+            for count, (inputs, width) in zip(counts, pairwise(sizes), strict=True)
         )
+        self.norms = [
+            GroupLayerNorm(count, width) if layer_norm else None
+            for count, width in zip(counts, sizes[1:], strict=True)
+        ]
+        for index, norm in enumerate(self.norms):
+            self.register_module(f"norm{index}", norm)
 
     def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
         """Return the features of each network."""
-        return self.outputs(self.first_output(obs))[-1]
-
-    def first_output(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        """Return the output of the convolutions, or of the first layer."""
         if self.first is None:
-            return torch.stack([conv(obs) for conv in self.convs])
-        # [B, G*H] -> [G, B, H]
-        return self.activation(self.first(obs)).unflatten(1, (self.groups, -1)).transpose(0, 1)
+            x = self.convolved(obs)
+        else:
+            x = self.activation(normalized(self.first_rows(obs), self.first_norm))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.activation(normalized(layer(x), norm))
+        return x
 
-    def outputs(self, first: Float[Tensor, " G B H"]) -> list[Tensor]:
-        """Return the output of every layer, the first one's included."""
-        outputs = [first]
-        for layer in self.layers:
-            outputs.append(self.activation(layer(outputs[-1])))
-        return outputs
+    def convolved(self, obs: Tensor) -> Float[Tensor, " G B H"]:
+        """Return the output of the convolutions."""
+        return torch.stack([conv(obs) for conv in self.convs])
+
+    def first_rows(self, obs: Tensor) -> Float[Tensor, " G B H"]:
+        """Return the output of the first layer."""
+        rows = cast(FirstLayer, self.first)(obs)
+        return rows.unflatten(1, (self.groups, -1)).transpose(0, 1)  # [B, G*H] -> [G, B, H]
 
     def vjp(self, obs: Tensor) -> tuple[Float[Tensor, " G B H"], Callable[[Tensor], None]]:
         """Return the features, and the pullback of their gradient; see `ActorCritic.vjp`."""
-        with torch.set_grad_enabled(self.first is None):  # convolutions are left to autograd
-            first = self.first_output(obs)
-        outputs = self.outputs(first.detach())
+        if self.first is None:
+            with torch.enable_grad():  # convolutions are left to autograd
+                first = self.convolved(obs)
+            x, first_pullback = first.detach(), partial(self._pull_back_convs, first)
+        else:
+            x, through = self._activate(self.first_rows(obs), self.first_norm)
+            first_pullback = partial(self._pull_back_first, self.first, obs, through)
+        passed = []
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            y, through = self._activate(layer(x), norm)
+            passed.append((cast(GroupLinear, layer), x, through))
+            x = y
 
         def pullback(grad: Float[Tensor, " G B H"]) -> None:
-            ends = reversed(list(pairwise(outputs)))  # input and output of each layer
-            for layer, (x, y) in zip(reversed(self.layers), ends, strict=True):
-                grad = cast(GroupLinear, layer).pullback(x, self.derivative(grad, y))
-            if self.first is not None:
-                grad = self.derivative(grad, outputs[0])
-                # [G, B, H] -> [B, G*H]
-                self.first.pullback(obs, grad.transpose(0, 1).flatten(1))
-                return
-            parameters = list(self.convs.parameters())
-            gradients = torch.autograd.grad(first, parameters, grad)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                grad_of(parameter).copy_(gradient)
+            for layer, x, through in reversed(passed):
+                grad = layer.pullback(x, through(grad))
+            first_pullback(grad)
 
-        return outputs[-1], pullback
+        return x, pullback
+
+    def _activate(
+        self, rows: Tensor, norm: GroupLayerNorm | None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Normalize and activate; return the output, and the pullback of its gradient."""
+        if norm is None:
+            y = self.activation(rows)
+            return y, lambda grad: self.derivative(grad, y)
+        scaled, seen = norm.vjp(rows)
+        y = self.activation(scaled)
+        return y, lambda grad: norm.pullback(seen, self.derivative(grad, y))
+
+    def _pull_back_first(
+        self, first: FirstLayer, obs: Tensor, through: Callable[[Tensor], Tensor], grad: Tensor
+    ) -> None:
+        # [G, B, H] -> [B, G*H]
+        first.pullback(obs, through(grad).transpose(0, 1).flatten(1))
+
+    def _pull_back_convs(self, output: Tensor, grad: Tensor) -> None:
+        parameters = list(self.convs.parameters())
+        gradients = torch.autograd.grad(output, parameters, grad)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            grad_of(parameter).copy_(gradient)
+
+
+def normalized(rows: Tensor, norm: GroupLayerNorm | None) -> Tensor:
+    """Return the rows after a layer norm, if there is one."""
+    return rows if norm is None else norm(rows)
 
 
 def orthogonal(

@@ -4,10 +4,11 @@ Dimension key: `T` steps, `N` envs, `B` batch, `A` union actions.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -74,6 +75,39 @@ class Rollout:
     truncated: Bool[Tensor, " T N"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """B transitions of one step or of several, with the mask of either end.
+
+    `reward` is the discounted sum over the steps, `discount` what the value of the successor is
+    multiplied with: γ^m after m steps, 0 if the episode terminated. The mask of a terminated
+    successor may be empty.
+    """
+
+    obs: Tensor  # [B, *obs]
+    action_mask: Bool[Tensor, " B A"]
+    action: Int[Tensor, " B"]
+    reward: Float[Tensor, " B"]
+    discount: Float[Tensor, " B"]
+    next_obs: Tensor  # [B, *obs]
+    next_action_mask: Bool[Tensor, " B A"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A part of a trainer's state that is large and changes rarely.
+
+    A checkpoint keeps it in a file of its own, and does not write it again while `version` stays.
+
+    Attributes:
+        version: changes whenever the content does.
+        read: returns the content, arrays by name.
+    """
+
+    version: int
+    read: Callable[[], Mapping[str, np.ndarray]]
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Anything that chooses actions: a trained network, a teacher, a script, a random policy."""
@@ -125,7 +159,7 @@ class Update:
         episodes: the episodes that ended since the last update.
         policy: the policy as it is now, greedy.
         capture: returns everything that `train(config, resume=...)` needs to go on bit for bit: a
-            tree of dicts and lists with tensors, arrays, numbers, strings at its leaves. Valid
+            tree of dicts and lists with tensors, arrays, chunks, numbers, strings as leaves. Valid
             until the trainer goes on.
     """
 

@@ -28,6 +28,7 @@ import torch
 
 from rlmask import checkpoint
 from rlmask.log import read_metrics
+from rlmask.types import Chunk
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "taxi.yaml"
 SETTINGS = {
@@ -88,6 +89,8 @@ def result(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
     """Return every leaf of a tree by its path, as bytes."""
+    if isinstance(tree, Chunk):
+        return {path: repr(tree.version), **leaves(dict(tree.read()), path)}
     if isinstance(tree, dict):
         return {k: v for key in tree for k, v in leaves(tree[key], f"{path}/{key}").items()}
     if isinstance(tree, list):

@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from rlmask import checkpoint
 from rlmask.checkpoint import CheckpointError, load, save
+from rlmask.types import Chunk
 
 BASE = torch.arange(24).reshape(4, 6)
 
@@ -90,6 +92,8 @@ def bits(tree):
         return "tensor", str(tree.dtype), tuple(tree.shape), flat.view(torch.uint8).tolist()
     if isinstance(tree, np.ndarray):
         return "array", str(tree.dtype), tree.shape, tree.tobytes()
+    if isinstance(tree, Chunk):
+        return "chunk", tree.version, bits(dict(tree.read()))
     if isinstance(tree, np.generic):
         tree = tree.item()
     return type(tree), repr(tree)
@@ -188,7 +192,7 @@ def test_keys_with_a_slash_do_not_collide(tmp_path):
     assert bits(load(tmp_path / "1")) == bits(state)
 
 
-@pytest.mark.parametrize("key", ["$tensor", "$array"])
+@pytest.mark.parametrize("key", ["$tensor", "$array", "$chunk"])
 def test_a_key_that_stands_for_a_tensor_is_refused_or_comes_back(tmp_path, key):
     state = {"part": {key: ["part", "/x"], "x": torch.tensor(1)}}
     try:
@@ -235,6 +239,233 @@ def test_an_existing_directory_is_refused(saved):
     with pytest.raises(FileExistsError):
         save(saved, {"update": 8})
     assert bits(load(saved)) == before
+
+
+# chunks
+
+
+def chunk(version, read=None, **arrays):
+    return Chunk(version=version, read=read or (lambda: arrays))
+
+
+def unread():
+    pytest.fail("a chunk was read")
+
+
+def replay(*chunks):
+    """A state with chunks 0, 1, ... of a replay buffer."""
+    chunks = {f"{number:06d}": chunk for number, chunk in enumerate(chunks)}
+    return {"update": 7, "replay": {"head": np.arange(3), "chunks": chunks}}
+
+
+def chunk_file(directory, number=0):
+    return directory / f"replay.chunks.{number:06d}.safetensors"
+
+
+def inode(path):
+    return path.stat().st_ino
+
+
+A, B = chunk(1, x=np.arange(4, dtype=np.uint8)), chunk(5, x=np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_in_a_chunk_comes_back(tmp_path, name):
+    state = {"part": [{"x": chunk(3, some=ARRAYS[name])}], "alone": chunk(0, y=ARRAYS[name])}
+    save(tmp_path / "1", state)
+    assert bits(load(tmp_path / "1")) == bits(state)
+
+
+def test_chunks_come_back_and_each_has_its_file(tmp_path):
+    memory = np.arange(6)
+    views = chunk(2**70, all=memory, some=memory[2:4], again=memory)
+    state = replay(views, chunk(0), chunk(3, **{"__metadata__": memory, "": memory, "a/b": memory}))
+    save(tmp_path / "1", state)
+    assert bits(load(tmp_path / "1")) == bits(state)
+    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == [
+        "manifest.json",
+        "replay.chunks.000000.safetensors",
+        "replay.chunks.000001.safetensors",
+        "replay.chunks.000002.safetensors",
+        "replay.safetensors",
+    ]
+
+
+def test_what_comes_back_in_a_chunk_can_be_written_to(tmp_path):
+    save(tmp_path / "1", replay(A))
+    loaded = load(tmp_path / "1")["replay"]["chunks"]["000000"]
+    loaded.read()["x"][:] = 9
+    assert loaded.read()["x"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("key", ["..", "../../x", "a/b", "a\0b", "a b", "a%2Fb", "~1", "Ω", ""])
+def test_the_file_of_a_chunk_is_inside_of_the_checkpoint_whatever_its_key(tmp_path, key):
+    state = {"part": {key: A, "a": {"b": B, "": B}, "a.b": A, "tensor": torch.ones(1)}}
+    save(tmp_path / "1", state)
+    assert bits(load(tmp_path / "1")) == bits(state)
+    assert len(list((tmp_path / "1").iterdir())) == 6
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_a_part_whose_name_could_be_that_of_a_chunk_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"a\.b"):
+        save(tmp_path / "1", {"a": {"b": A}, "a.b": torch.ones(1)})
+
+
+def test_a_chunk_of_the_same_version_is_linked_and_not_read(tmp_path):
+    save(tmp_path / "1", replay(A, B))
+    later = replay(chunk(1, read=unread), chunk(6, x=np.zeros(2)), A)
+    save(tmp_path / "2", later, tmp_path / "1")
+    assert inode(chunk_file(tmp_path / "2", 0)) == inode(chunk_file(tmp_path / "1", 0))
+    assert inode(chunk_file(tmp_path / "2", 1)) != inode(chunk_file(tmp_path / "1", 1))
+    expected = bits(replay(A, later["replay"]["chunks"]["000001"], A))
+    assert bits(load(tmp_path / "2")) == expected
+    assert bits(load(tmp_path / "1")) == bits(replay(A, B))
+    shutil.rmtree(tmp_path / "1")
+    assert bits(load(tmp_path / "2")) == expected
+
+
+def test_only_chunks_are_linked(tmp_path):
+    save(tmp_path / "1", replay(A))
+    save(tmp_path / "2", replay(A), tmp_path / "1")
+    name = "replay.safetensors"
+    assert inode(tmp_path / "2" / name) != inode(tmp_path / "1" / name)
+
+
+def test_without_an_earlier_checkpoint_nothing_is_linked(tmp_path):
+    save(tmp_path / "1", replay(A))
+    save(tmp_path / "2", replay(chunk(1, x=np.zeros(1))))
+    assert bits(load(tmp_path / "2")) == bits(replay(chunk(1, x=np.zeros(1))))
+
+
+def test_a_loaded_state_can_be_saved(tmp_path):
+    save(tmp_path / "1", replay(A, B))
+    save(tmp_path / "2", load(tmp_path / "1"))
+    save(tmp_path / "3", load(tmp_path / "2"), tmp_path / "2")
+    shutil.rmtree(tmp_path / "1")
+    assert bits(load(tmp_path / "2")) == bits(load(tmp_path / "3")) == bits(replay(A, B))
+    assert inode(chunk_file(tmp_path / "3")) == inode(chunk_file(tmp_path / "2"))
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP])
+def test_a_disk_without_links_gets_a_copy(tmp_path, monkeypatch, code):
+    def fail(source, target):
+        raise OSError(code, os.strerror(code))
+
+    save(tmp_path / "1", replay(A, B))
+    monkeypatch.setattr(os, "link", fail)
+    save(tmp_path / "2", replay(A, B), tmp_path / "1")
+    assert inode(chunk_file(tmp_path / "2")) != inode(chunk_file(tmp_path / "1"))
+    assert bits(load(tmp_path / "2")) == bits(replay(A, B))
+
+
+def test_a_link_that_exists_in_spite_of_an_error_is_not_written_through(tmp_path, monkeypatch):
+    link = os.link
+
+    def answer_lost(source, target):  # as on a network disk
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    save(tmp_path / "1", replay(A))
+    monkeypatch.setattr(os, "link", answer_lost)
+    save(tmp_path / "2", replay(chunk(1, x=np.zeros(9))), tmp_path / "1")
+    assert bits(load(tmp_path / "1")) == bits(replay(A))
+
+
+@pytest.mark.parametrize("what", ["nothing", "chunk", "manifest", "bad manifest", "bad files"])
+def test_an_earlier_checkpoint_that_cannot_be_read_is_not_needed(tmp_path, what):
+    save(tmp_path / "1", replay(A))
+    if what == "nothing":
+        shutil.rmtree(tmp_path / "1")
+    elif what == "chunk":
+        chunk_file(tmp_path / "1").unlink()
+    elif what == "manifest":
+        (tmp_path / "1" / "manifest.json").unlink()
+    elif what == "bad manifest":
+        (tmp_path / "1" / "manifest.json").write_text("{}")
+    else:
+        write_manifest(tmp_path / "1", files={"x": 3})
+    save(tmp_path / "2", replay(A), tmp_path / "1")
+    assert bits(load(tmp_path / "2")) == bits(replay(A))
+
+
+def test_chunks_are_read_and_written_one_after_the_other(tmp_path, monkeypatch):
+    seen = []
+    write = checkpoint.write_synced
+
+    def read(number):
+        seen.append(f"read {number}")
+        return {"x": np.full(2, number)}
+
+    def noted(path, data):
+        seen.append(f"write {path.name}")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_synced", noted)
+    chunks = [chunk(1, read=lambda number=number: read(number)) for number in range(3)]
+    save(tmp_path / "1", replay(*chunks))
+    assert seen[1:-1] == [
+        text
+        for number in range(3)
+        for text in (f"read {number}", f"write {chunk_file(tmp_path, number).name}")
+    ]
+
+
+def test_loading_does_not_hold_chunks_in_memory(tmp_path):
+    size = 2**26
+    save(tmp_path / "1", replay(*[chunk(1, x=np.zeros(size // 4, np.uint8))] * 4))
+    tracemalloc.start()
+    try:
+        load(tmp_path / "1")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**23  # of 16 MB a chunk
+
+
+def test_a_chunk_that_cannot_be_read_or_stored_leaves_nothing(tmp_path):
+    def fail():
+        raise CheckpointError("it is gone")
+
+    with pytest.raises(CheckpointError, match="it is gone"):
+        save(tmp_path / "1", replay(A, chunk(1, read=fail)))
+    with pytest.raises(TypeError, match=r"replay\.chunks\.000001 is an array of complex128"):
+        save(tmp_path / "1", replay(A, chunk(1, x=np.array([1j]))))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_corrupt_chunk_is_detected(tmp_path):
+    save(tmp_path / "000007", replay(A, B))
+    rng = random.Random(0)
+    path = chunk_file(tmp_path / "000007", 1)
+    good = path.read_bytes()
+    for _ in range(50):
+        bad = bytearray(good)
+        bad[rng.randrange(len(good))] ^= rng.randrange(1, 256)
+        for data in (bad, good[: rng.randrange(len(good))], good + b"\0"):
+            path.write_bytes(data)
+            with pytest.raises(CheckpointError, match=rf"000007 is corrupt: {path.name}"):
+                load(tmp_path / "000007")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="000007 is incomplete") as caught:
+        load(tmp_path / "000007")
+    assert path.name in str(caught.value)
+
+
+def test_a_chunk_that_is_gone_or_corrupt_when_it_is_read_is_an_error(tmp_path):
+    save(tmp_path / "000007", replay(A))
+    loaded = load(tmp_path / "000007")["replay"]["chunks"]["000000"]
+    path = chunk_file(tmp_path / "000007")
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"\7")
+    with pytest.raises(CheckpointError, match=rf"000007 is corrupt: {path.name}"):
+        loaded.read()
+    path.write_bytes(good)
+    assert loaded.read()["x"].tolist() == [0, 1, 2, 3]
+    shutil.rmtree(tmp_path / "000007")
+    with pytest.raises(CheckpointError, match="000007 is incomplete") as caught:
+        loaded.read()
+    assert path.name in str(caught.value)
 
 
 # corruption
@@ -335,6 +566,8 @@ def test_a_manifest_that_is_none_is_refused(saved, text):
         {"state": {"x": {"$tensor": ["network", "/nothing"]}}},
         {"state": {"x": {"$tensor": ["nothing", "/weight"]}}},
         {"state": {"x": {"$array": ["network"]}}},
+        {"state": {"x": {"$chunk": "network.safetensors"}}},
+        {"state": {"x": {"$chunk": ["network"]}}},
     ],
 )
 def test_a_manifest_that_contradicts_is_refused(saved, changes):
@@ -453,6 +686,7 @@ def fail_at(patch, step, error):
     wrap(Path, "mkdir")
     if isinstance(error, Killed):
         wrap(shutil, "rmtree")
+        wrap(os, "link")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
@@ -479,24 +713,56 @@ def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, cod
     assert bits(load(tmp_path / "000008")) == bits(later)
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_at_a_chunk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, code):
+    earlier, later = replay(A, B), replay(A, chunk(6, x=np.zeros(2)), B)
+    save(tmp_path / "000007", earlier)
+    for step in itertools.count():
+        with monkeypatch.context() as patch:
+            fail_at(patch, step, OSError(code, os.strerror(code)))
+            try:
+                save(tmp_path / "000008", later, tmp_path / "000007")
+                break
+            except CheckpointError as error:
+                assert os.strerror(code) in str(error)
+        assert bits(load(tmp_path / "000007")) == bits(earlier)
+        shutil.rmtree(tmp_path / "000008", ignore_errors=True)  # it failed after the rename
+        assert os.listdir(tmp_path) == ["000007"]
+    assert step >= 7  # a directory, three files and a manifest, the directory again, the new name
+    assert bits(load(tmp_path / "000008")) == bits(later)
+
+
+def test_a_disk_too_full_for_a_link_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(tmp_path / "000007", replay(A))
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save(tmp_path / "000008", replay(chunk(1, read=unread)), tmp_path / "000007")
+    assert os.listdir(tmp_path) == ["000007"]
+    assert bits(load(tmp_path / "000007")) == bits(replay(A))
+
+
 def test_a_process_killed_at_any_step_leaves_whole_checkpoints_only(tmp_path, monkeypatch):
-    earlier, later = small_state(), {**small_state(), "update": 8}
+    earlier = {**small_state(), **replay(A, B)}
+    later = {**small_state(), **replay(A, chunk(6, x=np.zeros(2))), "update": 8}
     for step in itertools.count():
         directory = tmp_path / str(step)
         save(directory / "000007", earlier)
         with monkeypatch.context() as patch:
             fail_at(patch, step, Killed())
             try:
-                save(directory / "000008", later)
+                save(directory / "000008", later, directory / "000007")
                 break
             except Killed:
                 pass
         assert bits(load(directory / "000007")) == bits(earlier)
-        if not (directory / "000008").exists():
-            save(directory / "000008", later)  # what is left of the first try does not matter
+        if not (directory / "000008").exists():  # what is left of the first try does not matter
+            save(directory / "000008", later, directory / "000007")
         assert bits(load(directory / "000008")) == bits(later)
         assert sorted(os.listdir(directory)) == ["000007", "000008"]
-    assert step >= 7
+    assert step >= 10
 
 
 @pytest.fixture
@@ -524,3 +790,14 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tiny_disk):
     assert bits(load(tiny_disk / "000001")) == bits(small)
     save(tiny_disk / "000002", small)
     assert bits(load(tiny_disk / "000002")) == bits(small)
+
+
+def test_a_linked_chunk_takes_no_space(tiny_disk):
+    large = chunk(1, x=np.ones(160_000, np.uint8))
+    save(tiny_disk / "000001", replay(large))
+    save(tiny_disk / "000002", replay(large), tiny_disk / "000001")
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save(tiny_disk / "000003", replay(chunk(2, read=large.read)), tiny_disk / "000002")
+    assert sorted(os.listdir(tiny_disk)) == ["000001", "000002"]
+    for name in ("000001", "000002"):
+        assert bits(load(tiny_disk / name)) == bits(replay(large))

@@ -309,7 +309,7 @@ def test_a_config_says_what_algorithm_it_is_for():
 
 def test_derived_values():
     config = PPOConfig(env="Taxi-v4", num_envs=4, num_steps=8, total_steps=65)
-    assert config.batch_size == 4 * 8
+    assert config.steps_per_update == 4 * 8
     assert config.num_updates == 3  # 65 steps are more than 2 x 32
     assert config.all_games == (Game(env_id="Taxi-v4"),)
 

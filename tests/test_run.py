@@ -1,6 +1,7 @@
 import dataclasses
 import datetime
 import fcntl
+import gc
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,11 @@ from rlmask import checkpoint, run, runs
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, to_settings
 from rlmask.log import read_metrics
-from rlmask.ppo import PPOConfig
+from rlmask.ppo import PPOConfig, load_policy
+from rlmask.ppo import train as train_ppo
 from rlmask.run import Interrupted
 from rlmask.runs import RunConfig, RunError, RunExistsError, RunOptions
-from rlmask.types import Update
+from rlmask.types import Chunk, Update
 from rlmask.vector import EnvError, Game, MaskError
 
 BATCH = 2 * 32
@@ -93,6 +96,8 @@ def interrupt(run_dir, update):
 
 def leaves(tree, path=""):
     """Return every leaf of a tree by its path, as bytes."""
+    if isinstance(tree, Chunk):
+        return {path: repr(tree.version), **leaves(dict(tree.read()), path)}
     if isinstance(tree, dict):
         return {k: v for key in tree for k, v in leaves(tree[key], f"{path}/{key}").items()}
     if isinstance(tree, list):
@@ -563,44 +568,166 @@ def kill_at(patch, step):
 
         patch.setattr(owner, name, call)
 
-    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+    for name in ("fsync", "link"):
+        wrap(os, name)
+    for owner, name in ((Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
         wrap(owner, name)
 
 
-def test_a_process_killed_at_any_step_of_a_save_can_go_on(tmp_path, monkeypatch):
-    def save(run_dir, number):
-        update = Update(
-            update=number,
-            env_steps=number,
-            metrics={},
-            episodes=[],
-            policy=lambda obs, action_mask: action_mask.int().argmax(-1),
-            capture=lambda: {"update": number, "network": {"x": torch.full((9,), number)}},
-        )
-        runs.save_checkpoint(run_dir, update, {"seconds": 0.0})
+def stub_state(number):
+    """A state with two chunks, of which one never changes."""
+    chunks = {
+        "old": Chunk(version=1, read=lambda: {"x": np.arange(5)}),
+        "new": Chunk(version=number, read=lambda: {"x": np.full(5, number, np.uint8)}),
+    }
+    network = {"x": torch.full((9,), number)}
+    return {"update": number, "network": network, "replay": {"chunks": chunks}}
 
+
+def save(run_dir, number, previous, state=None):
+    update = Update(
+        update=number,
+        env_steps=number,
+        metrics={},
+        episodes=[],
+        policy=lambda obs, action_mask: action_mask.int().argmax(-1),
+        capture=lambda: state or stub_state(number),
+    )
+    return runs.save_checkpoint(run_dir, update, {"seconds": 0.0}, previous)
+
+
+def test_a_process_killed_at_any_step_of_a_save_can_go_on(tmp_path, monkeypatch):
     for step in itertools.count():
         run_dir = tmp_path / str(step)
         run_dir.mkdir()
-        for number in (1, 2):
-            save(run_dir, number)
+        saved = save(run_dir, 2, save(run_dir, 1, None))
         with monkeypatch.context() as patch:
             kill_at(patch, step)
             try:
-                save(run_dir, 3)
+                save(run_dir, 3, saved)
                 break
             except Killed:
                 pass
         said = []
-        state, at = runs.newest_checkpoint(run_dir, said.append)
+        state, found = runs.newest_checkpoint(run_dir, said.append)
+        at = state["update"]
         assert at in (2, 3)
-        assert state["network"]["x"].tolist() == [at] * 9
+        assert found == run_dir / "checkpoints" / f"{at:06d}"
+        assert leaves(state) == leaves({**stub_state(at), "run": {"seconds": 0.0}})
         assert not said  # no half checkpoint was ever in sight
-        save(run_dir, 4)
-        save(run_dir, 5)
+        save(run_dir, 5, save(run_dir, 4, found))
         found = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
         assert found == ["000004", "000005"]  # nothing is left of the killed process
     assert step > 7
+
+
+# chunks of a state
+
+
+def chunk_inode(run_dir, update, name="old"):
+    path = run_dir / "checkpoints" / f"{update:06d}" / f"replay.chunks.{name}.safetensors"
+    return path.stat().st_ino
+
+
+def test_a_checkpoint_shares_chunks_with_the_one_it_is_told_only(tmp_path):
+    first = save(tmp_path, 1, None)
+    save(tmp_path, 2, None)
+    assert chunk_inode(tmp_path, 2) != chunk_inode(tmp_path, 1)
+    save(tmp_path, 3, first)  # which is removed then
+    assert [path.name for path in runs.checkpoints(tmp_path)] == ["000002", "000003"]
+    assert chunk_inode(tmp_path, 3) != chunk_inode(tmp_path, 2)
+    state = checkpoint.load(tmp_path / "checkpoints" / "000003")
+    assert leaves(state) == leaves({**stub_state(3), "run": {"seconds": 0.0}})
+
+
+def test_a_checkpoint_may_replace_the_one_it_shares_chunks_with(tmp_path):
+    saved = save(tmp_path, 1, None)
+    before = chunk_inode(tmp_path, 1)
+    save(tmp_path, 1, saved, checkpoint.load(saved))
+    assert chunk_inode(tmp_path, 1) == before
+    state = checkpoint.load(saved)
+    assert leaves(state) == leaves({**stub_state(1), "run": {"seconds": 0.0}})
+    assert os.listdir(tmp_path / "checkpoints") == ["000001"]
+
+
+@pytest.fixture
+def with_chunks(monkeypatch):
+    """A trainer whose state has chunks; returns the updates at which the old one was read."""
+    reads = []
+
+    def train(config, resume=None):
+        if resume is not None:
+            for chunk in resume["replay"]["chunks"].values():
+                chunk.read()
+        for update in train_ppo(config, resume):
+            yield dataclasses.replace(update, capture=lambda u=update: capture(u))
+
+    def capture(update):
+        replay = stub_state(update.update)["replay"]
+        old = replay["chunks"]["old"]
+
+        def read():
+            reads.append(update.update)
+            return old.read()
+
+        replay["chunks"]["old"] = Chunk(version=1, read=read)
+        return {**update.capture(), "replay": replay}
+
+    monkeypatch.setitem(runs.ALGORITHMS, "ppo", (PPOConfig, train, load_policy))
+    return reads
+
+
+def test_a_run_shares_chunks_with_the_checkpoint_it_saved_or_went_on_from(tmp_path, with_chunks):
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    interrupt(run_dir, 1)
+    first = chunk_inode(run_dir, 1)
+    interrupt(run_dir, 3)
+    run.train(run_dir, Watch())
+    assert chunk_inode(run_dir, 3) == chunk_inode(run_dir, 4) == first
+    assert with_chunks == [1]
+    assert chunk_inode(run_dir, 3, "new") != chunk_inode(run_dir, 4, "new")
+    reference = make(tmp_path / "reference")
+    run.train(reference, Watch())
+    assert_equal(run_dir, reference)
+
+
+def test_a_run_never_shares_chunks_with_a_corrupt_checkpoint(tmp_path, with_chunks):
+    run_dir = make(tmp_path / "run", checkpoint_seconds=0.0)
+    interrupt(run_dir, 2)
+    good = chunk_inode(run_dir, 2)
+    newer = run_dir / "checkpoints" / "000009"  # of another history, with chunks of its own
+    state = {**checkpoint.load(run_dir / "checkpoints" / "000002"), **stub_state(9)}
+    state["replay"]["chunks"]["old"] = Chunk(version=1, read=lambda: {"x": np.zeros(7)})
+    checkpoint.save(newer, state)
+    flip(newer / "network.safetensors")
+    bad = chunk_inode(run_dir, 9)
+    watch = Watch()
+    interrupt(run_dir, 3)
+    assert chunk_inode(run_dir, 3) == good != bad
+    run.train(run_dir, watch)
+    assert watch.first == 3 * BATCH
+    assert chunk_inode(run_dir, 4) == good
+    assert with_chunks == [1]
+
+
+def test_a_run_does_not_keep_the_state_it_went_on_from(tmp_path, monkeypatch):
+    run_dir = make(tmp_path / "run")
+    interrupt(run_dir, 1)
+    good, loaded, alive = checkpoint.load, [], []
+
+    def load(directory):
+        state = good(directory)
+        loaded.extend(weakref.ref(tensor) for tensor in state["network"].values())
+        return state
+
+    def look():
+        gc.collect()
+        alive.append([tensor() for tensor in loaded])
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    run.train(run_dir, Watch(after_2=look))
+    assert loaded
+    assert alive == [[None] * len(loaded)]
 
 
 # run directories

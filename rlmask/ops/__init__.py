@@ -13,6 +13,8 @@ from rlmask.ops.losses import (
 from rlmask.ops.masking import (
     EmptyMaskError,
     InvalidActionError,
+    boltzmann,
+    check_action,
     check_mask,
     entropy_scale,
     masked_argmax,
@@ -29,6 +31,19 @@ from rlmask.ops.masking import (
     set_debug,
 )
 from rlmask.ops.parts import join_parts, split_parts
+from rlmask.ops.q_learning import (
+    QTerms,
+    bootstrap_mask,
+    categorical_loss,
+    choose_values,
+    discounted,
+    dueling_gradient,
+    dueling_values,
+    project_categorical,
+    quantile_huber_loss,
+    td_loss,
+    values_of,
+)
 from rlmask.ops.returns import generalized_advantage_estimation, lambda_return, n_step_return
 from rlmask.ops.schedules import linear_schedule
 
@@ -36,9 +51,18 @@ __all__ = [
     "EmptyMaskError",
     "InvalidActionError",
     "PPOTerms",
+    "QTerms",
     "approximate_kl",
+    "boltzmann",
+    "bootstrap_mask",
+    "categorical_loss",
+    "check_action",
     "check_mask",
+    "choose_values",
     "clipped_surrogate_loss",
+    "discounted",
+    "dueling_gradient",
+    "dueling_values",
     "entropy_scale",
     "explained_variance",
     "generalized_advantage_estimation",
@@ -60,7 +84,11 @@ __all__ = [
     "masked_softmax",
     "n_step_return",
     "ppo_metrics",
+    "project_categorical",
+    "quantile_huber_loss",
     "set_debug",
     "split_parts",
+    "td_loss",
     "value_loss",
+    "values_of",
 ]

@@ -238,10 +238,38 @@ def masked_epsilon_greedy(
     epsilon: float,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "*batch"]:
-    """Return the best valid action, or with probability `epsilon` a uniformly drawn valid one."""
-    uniform_action, _ = masked_sample(torch.zeros_like(values), mask, generator)
-    draw = torch.rand(values.shape[:-1], generator=generator, device=values.device)
-    return torch.where(draw < epsilon, uniform_action, masked_argmax(values, mask))
+    """Return the best valid action, or with probability `epsilon` a uniformly drawn valid one.
+
+    The latter is the best by independent uniform scores: each valid one has the same chance to be.
+    """
+    draw = torch.rand(
+        (*values.shape[:-1], values.shape[-1] + 1), generator=generator, device=values.device
+    )
+    return masked_argmax(torch.where(draw[..., :1] < epsilon, draw[..., 1:], values), mask)
+
+
+def boltzmann(
+    q_values: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    temperature: float,
+) -> Float[Tensor, "*batch actions"]:
+    """Return the Boltzmann policy of action values, π(a) ∝ exp(Q(a) / τ) over the valid actions.
+
+    Towards τ = 0 it is the greedy policy, its ties shared; exactly 0 where an action is invalid.
+
+    Args:
+        temperature: τ > 0, in units of value.
+
+    Reference: Parisotto et al. 2016, arXiv:1511.06342, eq. 2 (the teacher of Actor-Mimic).
+
+    Raises:
+        ValueError: if the temperature is not a positive number.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"the temperature is {temperature}; it must be positive and finite")
+    masked = masked_scores(q_values, mask)
+    # the best is moved to 0 first: nothing overflows, however cold
+    return torch.softmax((masked - masked.amax(-1, keepdim=True)) / temperature, -1)
 
 
 def masked_log_prob_and_entropy(

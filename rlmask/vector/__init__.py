@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlmask.vector.check import Finding, check_env, list_envs
 from rlmask.vector.env import MaskedEnv, episode_seed
-from rlmask.vector.games import Game, VectorSpec, game_names, join, probe
+from rlmask.vector.games import Game, VectorSpec, game_names, games_of, join, probe
 from rlmask.vector.mask import MASK_SOURCES, MaskError, MaskSource
 from rlmask.vector.native import NativeVector
 from rlmask.vector.spaces import EnvError, SpaceError
@@ -117,6 +117,7 @@ __all__ = [
     "check_env",
     "episode_seed",
     "game_names",
+    "games_of",
     "join",
     "list_envs",
     "make_vector",

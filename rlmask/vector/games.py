@@ -34,6 +34,14 @@ class Game:
     mask_source: MaskSource = "auto"
 
 
+def games_of(config: Any) -> tuple[Game, ...]:
+    """Return the games of an algorithm's settings; one of them if `env` is set."""
+    if config.games:
+        return config.games
+    game = Game(env_id=config.env, env_kwargs=config.env_kwargs, mask_source=config.mask_source)
+    return (game,)
+
+
 def game_names(games: Sequence[Game]) -> list[str]:
     """Return a name for each game: its id, with its place behind it if another has the same."""
     ids = [game.env_id for game in games]

@@ -1,0 +1,549 @@
+"""Deep Q-learning over the valid actions: double, dueling, n-step, prioritised, C51, QR-DQN.
+
+Act epsilon-greedily among the valid actions, keep what happened with the mask of either end, and
+learn from minibatches of it. Each maximum, and each mean, runs over the mask of the very state that
+it is about: that of s in the dueling mean, that of s' in the target.
+
+Reference: Mnih et al. 2015, doi:10.1038/nature14236; Hessel et al. 2018, arXiv:1710.02298 (the
+combination).
+
+Dimension key: `N` num_envs, `B` batch_size, `A` union actions, `Z` numbers an action.
+"""
+
+import copy
+import math
+from collections import deque
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlmask.config import (
+    check_at_least,
+    check_envs,
+    check_finite,
+    check_positive,
+    check_unit_interval,
+)
+from rlmask.networks import QNetwork, choose_device, q_policy
+from rlmask.ops import (
+    QTerms,
+    bootstrap_mask,
+    categorical_loss,
+    check_action,
+    choose_values,
+    discounted,
+    linear_schedule,
+    masked_epsilon_greedy,
+    masked_max,
+    project_categorical,
+    quantile_huber_loss,
+    set_debug,
+    td_loss,
+    values_of,
+)
+from rlmask.optim import FlatAdam, flatten_weights
+from rlmask.replay import Replay
+from rlmask.torso import Activation
+from rlmask.types import (
+    ActionSpec,
+    Episode,
+    ObsSpec,
+    Policy,
+    Transition,
+    Update,
+    episode_metrics,
+    tree_map,
+)
+from rlmask.vector import (
+    Game,
+    MaskSource,
+    SpaceError,
+    VectorEnv,
+    Vectorization,
+    game_names,
+    games_of,
+    make_vector,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig:
+    """Settings of a masked DQN run."""
+
+    env: str = ""
+    """Gymnasium id of the env; `module:Name-v0` imports the module first."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the env, as YAML: '{is_rainy: true}'."""
+    mask_source: MaskSource = "auto"
+    """Where the env keeps its mask: info or obs ["action_mask"], or method action_masks()."""
+    games: tuple[Game, ...] = ()
+    """Several games in place of `env`, each with the union action that each of its actions is."""
+    num_actions: int | None = None
+    """Size of the union action set; None: as many as the games name."""
+    vectorization: Vectorization = "sync"
+    """sync: one process, best for quick envs; async: one process an env; native: the env's own."""
+    num_envs: int = 8
+    """Envs stepped together, N."""
+    seed: int = 0
+    """Of everything random in the run."""
+    total_steps: int = 200_000
+    """Env steps over all envs; rounded up to whole updates."""
+    num_steps: int = 1
+    """Steps of each env in a phase, before it learns."""
+    num_gradient_steps: int = 2
+    """Gradient steps in a phase: one in num_envs x num_steps / num_gradient_steps env steps."""
+    phases_per_update: int = 256
+    """Phases (step, then learn) of an update, which is what is logged, evaluated and saved."""
+    batch_size: int = 128
+    """Transitions of a gradient step."""
+    learning_starts: int = 1000
+    """Env steps before the first gradient step."""
+    replay_capacity: int = 100_000
+    """Observations that are kept, over all envs: an episode of L steps has L + 1."""
+    frame_stack: int = 1
+    """Frames that the env stacks along an observation's last axis; each is then kept once."""
+    learning_rate: float = 5e-4
+    """Of Adam, at the start."""
+    anneal_learning_rate: bool = False
+    """Let the learning rate fall in a straight line to 0 at total_steps."""
+    max_grad_norm: float = 10.0
+    """Clip the gradient to this norm."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    n_step: int = 1
+    """Steps of reward before the target bootstraps; fewer at the end of an episode."""
+    double: bool = True
+    """The online network chooses the next action, the target network values it."""
+    dueling: bool = False
+    """A state value and advantages with mean 0 over the valid actions (Wang et al. 2016)."""
+    distribution: Literal["none", "categorical", "quantile"] = "none"
+    """What is learned: a value; categorical: C51 (Bellemare et al. 2017); quantile: QR-DQN."""
+    num_atoms: int = 51
+    """Atoms of the categorical distribution."""
+    v_min: float = -10.0
+    """Lowest atom, in units of discounted return."""
+    v_max: float = 10.0
+    """Highest atom."""
+    num_quantiles: int = 32
+    """Quantiles of the quantile distribution (Dabney et al. 2018)."""
+    huber_delta: float | None = 1.0
+    """Where the loss turns linear, in units of value (not for categorical); None: squared error."""
+    target_update_period: int = 250
+    """Gradient steps between two updates of the target network."""
+    target_update_rate: float = 1.0
+    """Share of the online weights it then takes over: 1 copies them, less is Polyak averaging."""
+    epsilon_start: float = 1.0
+    """Share of uniformly drawn valid actions, at first."""
+    epsilon_end: float = 0.05
+    """And from epsilon_steps on."""
+    epsilon_steps: int = 20_000
+    """Env steps over which it falls in a straight line."""
+    prioritized: bool = False
+    """Draw transitions by their last error (Schaul et al. 2016), not uniformly."""
+    priority_exponent: float = 0.6
+    """α of the priorities: 0 is uniform."""
+    importance_exponent: float = 0.4
+    """β of the importance weights at the start; it rises in a straight line to 1 at total_steps."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Widths of the fully connected layers."""
+    activation: Activation = "relu"
+    """After each fully connected layer."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    num_threads: int = 1
+    """Torch threads. One is fastest for small networks, and the only count exact on resume."""
+    debug: bool = False
+    """Check every mask and action in every op."""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say.
+
+        Raises:
+            ValueError: names the fields and the remedy.
+        """
+        check_envs(self)
+        check_at_least(self, 1, "num_gradient_steps", "phases_per_update", "batch_size")
+        check_at_least(self, 1, "learning_starts", "n_step", "num_quantiles", "frame_stack")
+        check_at_least(self, 1, "target_update_period", "epsilon_steps")
+        check_at_least(self, 2, "num_atoms")
+        check_unit_interval(self, "gamma", "epsilon_start", "epsilon_end", "priority_exponent")
+        check_unit_interval(self, "target_update_rate", "importance_exponent")
+        check_positive(self, "learning_rate", "max_grad_norm", "target_update_rate", "huber_delta")
+        check_finite(self, "learning_rate", "v_min", "v_max")
+        if self.distribution == "quantile" and self.huber_delta is None:
+            raise ValueError("huber_delta is None: the quantile loss needs a positive number")
+        if self.v_min >= self.v_max:
+            raise ValueError(f"v_min is {self.v_min}: it must be below v_max, {self.v_max}")
+        if self.replay_capacity < self.num_envs * 2 * (self.frame_stack + 1):
+            least = self.num_envs * 2 * (self.frame_stack + 1)
+            raise ValueError(f"replay_capacity is {self.replay_capacity}: it must be >= {least}")
+
+    @property
+    def steps_per_phase(self) -> int:
+        """Env steps between two times that it learns."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def steps_per_update(self) -> int:
+        """Env steps between two updates."""
+        return self.steps_per_phase * self.phases_per_update
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in the whole run."""
+        return -(-self.total_steps // self.steps_per_update)
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers an action, Z."""
+        sizes = {"none": 1, "categorical": self.num_atoms, "quantile": self.num_quantiles}
+        return sizes[self.distribution]
+
+    @property
+    def all_games(self) -> tuple[Game, ...]:
+        """The games, one of them if `env` is set."""
+        return games_of(self)
+
+
+def train(
+    config: DQNConfig, resume: Mapping[str, Any] | None = None
+) -> Generator[Update, None, None]:
+    """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
+
+    The envs are closed when the generator is closed or exhausted. Sets torch's number of threads.
+
+    Raises:
+        EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
+        ReplayError: if observations are not stacked as `frame_stack` says.
+        FloatingPointError: if a gradient is not finite. Nothing of that update is yielded: resuming
+            goes back to the last checkpoint.
+    """
+    torch.set_num_threads(config.num_threads)
+    device = choose_device(config.device)
+    envs = make_vector(
+        config.all_games,
+        config.num_envs,
+        config.seed,
+        vectorization=config.vectorization,
+        num_actions=config.num_actions,
+    )
+    debug_before = set_debug(True) if config.debug else None
+    try:
+        yield from _train(config, envs, device, resume)
+    finally:
+        if debug_before is not None:
+            set_debug(debug_before)
+        envs.close()
+
+
+def _train(
+    config: DQNConfig, envs: VectorEnv, device: torch.device, resume: Mapping[str, Any] | None
+) -> Generator[Update, None, None]:
+    state = initial_state(config, envs, device)
+    first_update = 1
+    if resume is None:
+        obs, action_mask = envs.reset()
+        state.replay.start(obs, action_mask)
+    else:
+        restore(state, resume)
+        obs, action_mask = envs.restore(resume["envs"])
+        state.replay.resume(obs, action_mask)
+        first_update = resume["update"] + 1
+    names = game_names(config.all_games)
+    first_learning_phase = -(-config.learning_starts // config.steps_per_phase)
+
+    for update in range(first_update, config.num_updates + 1):
+        episodes: list[Episode] = []
+        seen: list[Learned] = []
+        epsilon = learning_rate = 0.0
+        phases = range((update - 1) * config.phases_per_update, update * config.phases_per_update)
+        for phase in phases:
+            env_steps = phase * config.steps_per_phase
+            epsilon = linear_schedule(
+                config.epsilon_start, config.epsilon_end, config.epsilon_steps, env_steps
+            )
+            obs, action_mask, ended = collect(
+                envs, state, obs, action_mask, config.num_steps, epsilon, device
+            )
+            episodes += ended
+            learning_rate = config.learning_rate
+            if config.anneal_learning_rate:
+                learning_rate = linear_schedule(
+                    learning_rate, 0.0, config.num_updates * config.steps_per_update, env_steps
+                )
+            beta = linear_schedule(config.importance_exponent, 1.0, config.total_steps, env_steps)
+            learning_phase = phase + 1 - first_learning_phase
+            for i in range(config.num_gradient_steps if learning_phase >= 0 else 0):
+                seen.append(learn(state, config, learning_rate, beta, device))
+                step = learning_phase * config.num_gradient_steps + i + 1
+                if step % config.target_update_period == 0:
+                    state.target_weights.lerp_(state.optimizer.weights, config.target_update_rate)
+        for episode in episodes:
+            state.recent[episode.game].append(episode)
+
+        yield Update(
+            update=update,
+            env_steps=update * config.steps_per_update,
+            metrics={
+                **episode_metrics([e for game in state.recent for e in game], names),
+                **metrics_of(seen, state.network),
+                "replay/transitions": float(len(state.replay)),
+                "train/epsilon": epsilon,
+                "train/learning_rate": learning_rate,
+            },
+            episodes=episodes,
+            policy=q_policy(state.network),
+            capture=partial(capture, state, envs, update),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What changes from update to update; together with the envs, all that a checkpoint holds."""
+
+    network: QNetwork
+    optimizer: FlatAdam
+    target: QNetwork
+    target_weights: Float[Tensor, " W"]
+    replay: Replay
+    generator: torch.Generator  # of the exploration, on the CPU
+    recent: list[deque[Episode]]  # the last hundred of each game
+
+
+def initial_state(config: DQNConfig, envs: VectorEnv, device: torch.device) -> State:
+    """Return the state before the first update.
+
+    Raises:
+        SpaceError: if an action has several parts: there is no maximum over each of them.
+    """
+    nvec = envs.spec.action.nvec
+    if len(nvec) > 1:
+        raise SpaceError(
+            f"{envs.spec.games[0].env_id}: an action has {len(nvec)} parts, {nvec}; dqn needs a "
+            "Discrete action, ppo takes several"
+        )
+    generator = torch.Generator().manual_seed(config.seed)
+    network = make_network(config, envs.spec.obs, envs.spec.action, generator).to(device)
+    target = copy.deepcopy(network)
+    return State(
+        network=network,
+        optimizer=FlatAdam(network),
+        target=target,
+        target_weights=flatten_weights(target),
+        replay=Replay(
+            config.num_envs,
+            config.replay_capacity,
+            envs.spec.obs,
+            envs.spec.action.num_actions,
+            frame_stack=config.frame_stack,
+            prioritized=config.prioritized,
+            priority_exponent=config.priority_exponent,
+            seed=config.seed,
+        ),
+        generator=generator,
+        recent=[deque(maxlen=100) for _ in config.all_games],
+    )
+
+
+def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
+    """Return all that `train(config, resume=...)` needs to go on after an update."""
+    return {
+        "update": update,
+        "obs_spec": vars(envs.spec.obs),
+        "action_spec": vars(envs.spec.action),
+        "network": state.network.state_dict(),
+        "target": state.target.state_dict(),
+        "optimizer": state.optimizer.capture(),
+        "replay": state.replay.capture(),
+        "generator": state.generator.get_state(),
+        "recent_episodes": [vars(episode) for game in state.recent for episode in game],
+        "envs": envs.capture(),
+    }
+
+
+def restore(state: State, captured: Mapping[str, Any]) -> None:
+    """Bring the initial state to what was captured; nothing is shared with it afterwards."""
+    state.network.load_state_dict(captured["network"])
+    state.target.load_state_dict(captured["target"])
+    state.optimizer.restore(captured["optimizer"])
+    state.replay.restore(captured["replay"])
+    state.generator.set_state(captured["generator"])
+    for episode in captured["recent_episodes"]:
+        state.recent[episode["game"]].append(Episode(**episode))
+
+
+def load_policy(config: DQNConfig, state: Mapping[str, Any], *, greedy: bool, seed: int) -> Policy:
+    """Return the policy of a captured state, on the CPU.
+
+    Args:
+        greedy: the best valid action; otherwise epsilon-greedy, as at the end of training.
+        seed: of the draws.
+    """
+    obs, action = state["obs_spec"], state["action_spec"]
+    network = make_network(
+        config,
+        ObsSpec(**{**obs, "shape": tuple(obs["shape"])}),
+        ActionSpec(nvec=tuple(action["nvec"])),
+        torch.Generator(),
+    )
+    network.load_state_dict(state["network"])
+    epsilon = 0.0 if greedy else config.epsilon_end
+    return q_policy(network, epsilon=epsilon, generator=torch.Generator().manual_seed(seed))
+
+
+def make_network(
+    config: DQNConfig, obs: ObsSpec, action: ActionSpec, generator: torch.Generator
+) -> QNetwork:
+    """Return the network that a config describes, for an observation and an action spec."""
+    support = None
+    if config.distribution == "categorical":
+        support = torch.linspace(config.v_min, config.v_max, config.num_atoms)
+    with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
+        return QNetwork(
+            obs,
+            action,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            dueling=config.dueling,
+            layer_norm=False,
+            num_outputs=config.num_outputs,
+            support=support,
+            generator=generator,
+        )
+
+
+@torch.inference_mode()
+def collect(
+    envs: VectorEnv,
+    state: State,
+    obs: Tensor,
+    action_mask: Bool[Tensor, " N A"],
+    num_steps: int,
+    epsilon: float,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, list[Episode]]:
+    """Step the envs and store what happened; return the next obs and mask, and ended episodes.
+
+    obs [N, *obs] and action_mask [N, A] are on the CPU, as the envs give and take them.
+    """
+    episodes: list[Episode] = []
+    for _ in range(num_steps):
+        values = state.network.values(obs.to(device), action_mask.to(device)).cpu()
+        action = masked_epsilon_greedy(values, action_mask, epsilon, state.generator)
+        step = envs.step(action)
+        state.replay.add(
+            action,
+            step.reward,
+            step.terminated,
+            step.truncated,
+            step.obs,
+            step.action_mask,
+            step.ended,
+            step.final_obs,
+            step.final_action_mask,
+        )
+        obs, action_mask = step.obs, step.action_mask
+        episodes += step.episodes
+    return obs, action_mask, episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What is logged of a gradient step."""
+
+    terms: QTerms
+    norm: float
+    batch: Transition
+
+
+@torch.no_grad()
+def learn(
+    state: State,
+    config: DQNConfig,
+    learning_rate: float,
+    importance_exponent: float,
+    device: torch.device,
+) -> Learned:
+    """Take one gradient step on a minibatch from the replay buffer.
+
+    Raises:
+        FloatingPointError: if the gradient is not finite; the weights are then as before.
+    """
+    batch, index, weight = state.replay.sample(
+        config.batch_size,
+        gamma=config.gamma,
+        n_step=config.n_step,
+        importance_exponent=importance_exponent,
+    )
+    if device.type != "cpu":
+        batch, weight = tree_map(lambda x: x.to(device), batch), weight.to(device)
+    check_action(batch.action_mask, batch.action)
+    next_prediction = successor(state.network, state.target, batch, config.double)
+    outputs, pullback = state.network.vjp(batch.obs, batch.action_mask)
+    terms = loss_of(values_of(outputs, batch.action), next_prediction, batch, config, state.network)
+    grad = terms.grad * (weight / config.batch_size).unsqueeze(-1)
+    where = batch.action.view(-1, 1, 1).expand(-1, 1, config.num_outputs)
+    pullback(torch.zeros_like(outputs).scatter_(1, where, grad.unsqueeze(1)))
+    norm = float(state.optimizer.gradient_norm())
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            "the gradient is not finite. Look for huge rewards or observations, or lower "
+            "learning_rate"
+        )
+    state.optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+    if config.prioritized:
+        state.replay.update_priorities(index, terms.error.cpu())
+    return Learned(terms=terms, norm=norm, batch=batch)
+
+
+def successor(
+    network: QNetwork, target: QNetwork, batch: Transition, double: bool
+) -> Float[Tensor, " B Z"]:
+    """Return what the target network predicts for the best valid action of the next state.
+
+    The best by the online network if `double`, else by the target network itself.
+    """
+    mask = bootstrap_mask(batch.next_action_mask, batch.discount)
+    predictions = target(batch.next_obs, mask)
+    scores = network.values(batch.next_obs, mask) if double else target.expected(predictions)
+    return choose_values(scores, mask, predictions)
+
+
+def loss_of(
+    prediction: Float[Tensor, " B Z"],
+    next_prediction: Float[Tensor, " B Z"],
+    batch: Transition,
+    config: DQNConfig,
+    network: QNetwork,
+) -> QTerms:
+    """Return the loss of a prediction against reward plus discounted next prediction."""
+    if network.support is not None:
+        target_probs = project_categorical(
+            torch.softmax(next_prediction, -1), batch.reward, batch.discount, network.support
+        )
+        return categorical_loss(prediction, target_probs)
+    target = discounted(batch.reward, batch.discount, next_prediction)
+    if config.distribution == "quantile":
+        return quantile_huber_loss(prediction, target, config.huber_delta or math.nan)
+    return td_loss(prediction, target, config.huber_delta)
+
+
+@torch.no_grad()
+def metrics_of(seen: list[Learned], network: QNetwork) -> dict[str, float]:
+    """Return the metrics of some gradient steps; none of none."""
+    if not seen:
+        return {}
+    batch = seen[-1].batch
+    values = network.values(batch.obs, batch.action_mask)
+    return {
+        "loss/q": torch.cat([learned.terms.loss for learned in seen]).mean().item(),
+        "loss/td_error": torch.cat([learned.terms.error for learned in seen]).mean().item(),
+        "loss/grad_norm": sum(learned.norm for learned in seen) / len(seen),
+        "loss/q_value": masked_max(values, batch.action_mask).mean().item(),
+        "mask/valid_fraction": batch.action_mask.float().mean().item(),
+    }
