@@ -40,7 +40,7 @@ class Ring(NamedTuple):
     tree: np.ndarray  # [2 L] float64, L >= S a power of two: sums of priorities; empty if uniform
     head: np.ndarray  # [N] int64, the slot in its column of each env's newest observation
     filled: np.ndarray  # [N] int64, slots of each column that have been written
-    count: np.ndarray  # [1] int64, transitions that can be drawn
+    num_stored: np.ndarray  # [1] int64, transitions that can be drawn
     writes: np.ndarray  # [chunks] int64, how often each chunk of slots was written to
 
 
@@ -96,7 +96,7 @@ def find_leaves(tree, mass, leaves):
 def forbid(ring, slot):
     """Let no transition start at a slot any more."""
     if ring.flags[slot] & STEP:
-        ring.count[0] -= 1
+        ring.num_stored[0] -= 1
     ring.flags[slot] = 0
     set_leaf(ring.tree, slot, 0.0)
 
@@ -171,7 +171,7 @@ def push(
         elif truncated[n]:
             flags |= TRUNCATED
         ring.flags[slot] = flags
-        ring.count[0] += 1
+        ring.num_stored[0] += 1
         ring.writes[slot // chunk_size] += 1
         set_leaf(ring.tree, slot, priority)
         row = row_of_end[n]

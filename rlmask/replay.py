@@ -92,7 +92,7 @@ class Replay:
             tree=np.zeros(2 * num_leaves),
             head=np.full(num_envs, -1, np.int64),
             filled=np.zeros(num_envs, np.int64),
-            count=np.zeros(1, np.int64),
+            num_stored=np.zeros(1, np.int64),
             writes=np.zeros(num_chunks, np.int64),
         )
         self._exponent = priority_exponent
@@ -101,7 +101,7 @@ class Replay:
 
     def __len__(self) -> int:
         """Return how many transitions can be drawn."""
-        return int(self._ring.count[0])
+        return int(self._ring.num_stored[0])
 
     @property
     def num_bytes(self) -> int:
@@ -260,7 +260,7 @@ class Replay:
             stored = content.read()
             for name, own in self._chunk(int(chunk)).items():
                 own[:] = stored[name]
-        ring.count[0] = np.count_nonzero(ring.flags & kernels.STEP)
+        ring.num_stored[0] = np.count_nonzero(ring.flags & kernels.STEP)
         ring.tree[len(ring.tree) // 2 :][: len(ring.flags)] = state["priority"]
         kernels.rebuild(ring.tree)
         self._max_priority = state["max_priority"]

@@ -87,6 +87,45 @@ class Corridor(gym.Env):
         return report(self.where, self.at + self.obs_start, self.mask())
 
 
+class TwoStates(gym.Env):
+    """States A = 0 and B = 1; of three actions the last is never valid.
+
+    A: 0 stays and pays `stay`; 1 goes to B and pays `go`. B: 0 returns to A and pays `back`; 1 ends
+    the episode (with an empty mask) and pays `end`. An invalid action raises.
+    """
+
+    def __init__(self, stay=1.0, go=0.0, back=2.0, end=0.5):
+        self.observation_space, self.action_space = spaces.Discrete(3), spaces.Discrete(3)
+        self.moves = {
+            (0, 0): (0, stay, False),
+            (0, 1): (1, go, False),
+            (1, 0): (0, back, False),
+            (1, 1): (2, end, True),
+        }
+
+    def info(self):
+        return {"action_mask": np.array([self.state < 2, self.state < 2, False], np.int8)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(2))
+        return self.state, self.info()
+
+    def step(self, action):
+        if (self.state, action) not in self.moves:
+            raise ValueError(f"action {action} is invalid in state {self.state}")
+        self.state, reward, terminated = self.moves[self.state, action]
+        return self.state, reward, terminated, False, self.info()
+
+    def action_values(self, gamma):
+        """Return Q[A or B, 0 or 1] of the best policy over the valid actions, by value iteration."""
+        q = np.zeros((3, 2))
+        for _ in range(200):
+            for (state, action), (successor, reward, _) in self.moves.items():
+                q[state, action] = reward + gamma * q[successor].max()
+        return q[:2]
+
+
 class Counter(gym.Env):
     """Counts its steps: obs is (tag, t, t, ...), action a is valid where a + 1 divides t.
 
@@ -536,6 +575,7 @@ SINGLE = (
     Malformed,
     NonDeterministic,
     Truncated,
+    TwoStates,
     Spaces,
     OldReset,
     NeedsExtra,
