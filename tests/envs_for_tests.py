@@ -118,7 +118,7 @@ class TwoStates(gym.Env):
         return self.state, reward, terminated, False, self.info()
 
     def action_values(self, gamma):
-        """Return Q[A or B, 0 or 1] of the best policy over the valid actions, by value iteration."""
+        """Return Q[A or B, 0 or 1] of the best policy over the valid actions."""
         q = np.zeros((3, 2))
         for _ in range(200):
             for (state, action), (successor, reward, _) in self.moves.items():

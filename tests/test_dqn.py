@@ -1,14 +1,8 @@
-import dataclasses
-import math
-from pathlib import Path
-
-import envs_for_tests  # noqa: F401 (registers its envs)
+import envs_for_tests
 import pytest
 import torch
 
-from rlmask import dqn, networks, ops
-from rlmask.evaluate import evaluate, summarize
-from rlmask.vector import Game, SpaceError, make_vector
+from rlmask import dqn, networks
 
 CORRIDOR = "rlmask-tests/Corridor-v0"
 TWO_STATES = "rlmask-tests/TwoStates-v0"
