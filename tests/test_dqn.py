@@ -2,7 +2,7 @@ import envs_for_tests
 import pytest
 import torch
 
-from rlmask import dqn, networks
+from rlmask import dqn, networks, ops
 
 CORRIDOR = "rlmask-tests/Corridor-v0"
 TWO_STATES = "rlmask-tests/TwoStates-v0"
@@ -104,3 +104,56 @@ VARIANTS = {
 def test_the_values_are_the_analytic_ones_although_an_invalid_one_is_huge(monkeypatch, variant):
     values, error = learned(monkeypatch, **variant)
     assert error < 1e-3, values
+
+
+# --- what the tests above would see if a mask were left out
+
+
+def test_a_target_without_the_mask_is_noticed(monkeypatch):
+    monkeypatch.setattr(dqn, "bootstrap_mask", lambda mask, discount: torch.ones_like(mask))
+    _, error = learned(monkeypatch, total_steps=1024, double=False)
+    assert error > 0.1
+
+
+def test_a_choice_of_the_double_target_without_the_mask_is_noticed(monkeypatch):
+    monkeypatch.setattr(dqn, "bootstrap_mask", lambda mask, discount: torch.ones_like(mask))
+    _, error = learned(monkeypatch, total_steps=1024, double=True)
+    assert error > 0.1
+
+
+def test_behaviour_without_the_mask_is_refused_by_the_env(monkeypatch):
+    masked = dqn.masked_epsilon_greedy
+
+    def unmasked(values, mask, epsilon, generator):
+        return masked(values, torch.ones_like(mask), epsilon, generator)
+
+    monkeypatch.setattr(dqn, "masked_epsilon_greedy", unmasked)
+    with pytest.raises(ops.InvalidActionError, match="TwoStates"):
+        learned(monkeypatch, total_steps=1024)
+
+
+def test_a_dueling_mean_over_all_actions_is_noticed(monkeypatch):
+    """Not in learned values, but in what an invalid action does to them."""
+
+    def network():
+        return dqn.make_network(
+            config(TWO_STATES, dueling=True, hidden_sizes=(16,)),
+            networks.ObsSpec(kind="discrete", shape=(), dtype="int64", n=3),
+            networks.ActionSpec(nvec=(3,)),
+            torch.Generator().manual_seed(0),
+        )
+
+    def shift():
+        """Return how far the values of the valid actions move with the bias of the invalid one."""
+        mask = torch.tensor([[True, True, False]] * 2)
+        before, after = network(), network()
+        after.head.bias.data[2] += 100.0
+        values = [net.values(torch.arange(2), mask)[:, :2] for net in (before, after)]
+        return (values[0] - values[1]).abs().max()
+
+    assert shift() == 0
+    masked = networks.dueling_values
+    monkeypatch.setattr(
+        networks, "dueling_values", lambda v, a, mask: masked(v, a, torch.ones_like(mask))
+    )
+    assert shift() > 10
