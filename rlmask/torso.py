@@ -57,7 +57,7 @@ def grad_of(parameter: Tensor) -> Tensor:
 class GroupLinear(nn.Module):
     """G linear layers of the same shape in one batched product, [G, B, in] -> [G, B, out].
 
-    Rows of one network [1, B, in] go to all of the layers.
+    Rows of one network, [X, B, in] with X = 1, go to all of the layers.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class GroupLinear(nn.Module):
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(groups, 1, out_features))
 
-    def forward(self, x: Float[Tensor, " G B inputs"]) -> Float[Tensor, " G B H"]:
+    def forward(self, x: Float[Tensor, " X B inputs"]) -> Float[Tensor, " G B H"]:
         """Apply each layer to its own rows, or all of them to the same."""
         return torch.baddbmm(self.bias, self._rows(x), self.weight)
 
     def pullback(
-        self, x: Float[Tensor, " G B inputs"], grad: Float[Tensor, " G B H"]
-    ) -> Float[Tensor, " G B inputs"]:
+        self, x: Float[Tensor, " X B inputs"], grad: Float[Tensor, " G B H"]
+    ) -> Float[Tensor, " X B inputs"]:
         """Write the gradient of the parameters from that of the output; return the input's."""
         torch.bmm(self._rows(x).mT, grad, out=grad_of(self.weight))
         torch.sum(grad, 1, keepdim=True, out=grad_of(self.bias))

@@ -161,6 +161,31 @@ class Counter(gym.Env):
         return report(self.where, obs, self.mask())
 
 
+class Stacked(gym.Env):
+    """A Corridor whose observation is its last `frames` images, oldest first, one a channel."""
+
+    def __init__(self, frames=3):
+        self.corridor, self.frames = Corridor(), frames
+        self.observation_space = spaces.Box(0, 255, (3, 6, frames), np.uint8)
+        self.action_space = spaces.Discrete(3)
+
+    def image(self, place):
+        image = np.zeros((3, 6, 1), np.uint8)
+        image[:, place] = 255
+        return image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        place, info = self.corridor.reset(seed=seed)
+        self.obs = np.concatenate([self.image(place)] * self.frames, -1)
+        return self.obs, info
+
+    def step(self, action):
+        place, *rest = self.corridor.step(action)
+        self.obs = np.concatenate([self.obs[..., 1:], self.image(place)], -1)
+        return self.obs, *rest
+
+
 def counter_mask(t, num_actions):
     return np.array([t % (action + 1) == 0 for action in range(num_actions)])
 
@@ -576,6 +601,7 @@ SINGLE = (
     NonDeterministic,
     Truncated,
     TwoStates,
+    Stacked,
     Spaces,
     OldReset,
     NeedsExtra,

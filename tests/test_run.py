@@ -22,9 +22,11 @@ from envs_for_tests import env_id
 from rlmask import checkpoint, run, runs
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, to_settings
+from rlmask.dqn import DQNConfig
 from rlmask.log import read_metrics
 from rlmask.ppo import PPOConfig, load_policy
 from rlmask.ppo import train as train_ppo
+from rlmask.pqn import PQNConfig
 from rlmask.run import Interrupted
 from rlmask.runs import RunConfig, RunError, RunExistsError, RunOptions
 from rlmask.types import Chunk, Update
@@ -40,6 +42,13 @@ def ppo(**settings):
     return PPOConfig(**{**small, "total_steps": UPDATES * BATCH, "device": "cpu", **settings})
 
 
+def dqn(**settings):
+    """The same of DQN."""
+    small = dict(num_envs=2, phases_per_update=32, batch_size=8, learning_starts=16)
+    small |= dict(hidden_sizes=(8, 8), replay_capacity=100, target_update_period=5)
+    return DQNConfig(**{**small, "total_steps": UPDATES * BATCH, "device": "cpu", **settings})
+
+
 SHORT = {"max_episode_steps": 20}  # so that episodes end in training, and evaluations soon
 TAXI = ppo(env="Taxi-v4", env_kwargs=SHORT)
 CARTPOLE = ppo(env="CartPole-v1", normalize_obs=True, normalize_reward=True)
@@ -53,6 +62,28 @@ RUNS = {
     "image": ppo(env=env_id("Grid"), activation="relu", shared_torso=True),
     "several parts": ppo(env=env_id("Target"), target_kl=0.01),
     "two games": ppo(games=GAMES, num_actions=8),
+    "dqn": dqn(env="Taxi-v4", env_kwargs=SHORT),
+    "dqn, all of it": dqn(
+        env=env_id("Stacked"),
+        frame_stack=3,
+        prioritized=True,
+        n_step=3,
+        dueling=True,
+        distribution="quantile",
+        target_update_rate=0.1,
+        anneal_learning_rate=True,
+    ),
+    "dqn, two games": dqn(games=GAMES, num_actions=8, distribution="categorical"),
+    "dqn, native": dqn(env=env_id("CountersWithState"), vectorization="native"),
+    "pqn": PQNConfig(
+        env="Taxi-v4",
+        env_kwargs=SHORT,
+        num_envs=2,
+        num_steps=32,
+        hidden_sizes=(8, 8),
+        total_steps=UPDATES * BATCH,
+        device="cpu",
+    ),
     "native": ppo(env=env_id("CountersWithState"), vectorization="native"),
 }
 
@@ -84,7 +115,8 @@ def send(signum):
 
 def make(run_dir, settings=TAXI, **options):
     options = {"eval_period": 2, "eval_episodes": 2, "checkpoint_seconds": 1e9, **options}
-    runs.create(run_dir, RunConfig(algo="ppo", settings=settings, options=RunOptions(**options)))
+    (algo,) = [name for name, (cls, *_) in runs.ALGORITHMS.items() if cls is type(settings)]
+    runs.create(run_dir, RunConfig(algo=algo, settings=settings, options=RunOptions(**options)))
     return run_dir
 
 
