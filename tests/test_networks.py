@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlmask.networks import ActorCritic, actor_policy
+from rlmask.networks import ActorCritic, QNetwork, actor_policy, q_policy
 from rlmask.normalize import RewardScaler, update_moments
 from rlmask.optim import FlatAdam
 from rlmask.torso import ConvTorso, FirstLayer, tanh
@@ -209,3 +209,79 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return():
     twin = RewardScaler(3, gamma=0.9)
     twin.restore(scaler.capture())
     assert torch.equal(twin.scale(reward), scaler.scale(reward))
+
+
+# --- Q-networks
+
+
+def make_q(obs, **changes):
+    settings = {
+        "hidden_sizes": (8, 6),
+        "activation": "relu",
+        "dueling": False,
+        "layer_norm": False,
+        "num_outputs": 1,
+        "support": None,
+        **changes,
+    }
+    generator = torch.Generator().manual_seed(0)
+    return QNetwork(obs, ActionSpec(nvec=(3,)), **settings, generator=generator)
+
+
+@pytest.mark.parametrize("obs", [DISCRETE, VECTOR, BOARD])
+@pytest.mark.parametrize("hidden_sizes", [(8,), (8, 6), (5, 7, 6)])
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("num_outputs", [1, 4])
+def test_the_gradient_of_a_q_network_is_that_of_autograd(
+    obs, hidden_sizes, dueling, layer_norm, num_outputs
+):
+    network = make_q(
+        obs,
+        hidden_sizes=hidden_sizes,
+        dueling=dueling,
+        layer_norm=layer_norm,
+        num_outputs=num_outputs,
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():  # scales of 1 and shifts of 0 would hide a mistake
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    batch, grad = draw(obs, 5), torch.randn(5, 3, num_outputs)
+    mask = torch.tensor([[True, True, False]] * 3 + [[False, True, False]] * 2)
+    outputs = network(batch, mask)
+    expected = torch.autograd.grad(outputs, list(network.parameters()), grad)
+    FlatAdam(network)
+    same, pullback = network.vjp(batch, mask)
+    torch.testing.assert_close(same, outputs)
+    with torch.no_grad():
+        pullback(grad)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_expectation_of_each_kind_of_output():
+    mask, obs = torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 5)
+    for support, num in ((None, 1), (None, 4), (torch.tensor([-1.0, 0.0, 5.0]), 3)):
+        network = make_q(VECTOR, num_outputs=num, support=support)
+        outputs = network(obs, mask)
+        assert outputs.shape == (2, 3, num)
+        if support is None:
+            expected = outputs.mean(-1)
+        else:
+            expected = (outputs.exp() / outputs.exp().sum(-1, keepdim=True) * support).sum(-1)
+        torch.testing.assert_close(network.values(obs, mask), expected)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5])
+def test_a_q_policy_takes_valid_actions_only(epsilon):
+    network = make_q(VECTOR)
+    network.head.bias.data[1] = 1e6
+    mask = torch.tensor([[True, False, True]]).expand(2000, -1)
+    policy = q_policy(network, epsilon=epsilon, generator=torch.Generator().manual_seed(0))
+    obs = torch.randn(1, 5).expand(2000, -1)
+    action = policy(obs, mask)
+    assert mask.gather(1, action[:, None]).all()
+    share = action.unique(return_counts=True)[1].max().item() / 2000
+    assert share == pytest.approx(1 - epsilon / 2, abs=0.05)
+    with pytest.raises(TypeError, match="observations are"):
+        policy(torch.zeros(1, 5, dtype=torch.int64), mask[:1])
