@@ -45,9 +45,10 @@ from rlmask.ops import (
     set_debug,
     td_loss,
     values_of,
+    values_of_gradient,
 )
 from rlmask.optim import FlatAdam, flatten_weights
-from rlmask.replay import Replay
+from rlmask.replay import Replay, least_capacity
 from rlmask.torso import Activation
 from rlmask.types import (
     ActionSpec,
@@ -56,6 +57,7 @@ from rlmask.types import (
     Policy,
     Transition,
     Update,
+    captured_specs,
     episode_metrics,
     tree_map,
 )
@@ -179,8 +181,8 @@ class DQNConfig:
             raise ValueError("huber_delta is None: the quantile loss needs a positive number")
         if self.v_min >= self.v_max:
             raise ValueError(f"v_min is {self.v_min}: it must be below v_max, {self.v_max}")
-        if self.replay_capacity < self.num_envs * 2 * (self.frame_stack + 1):
-            least = self.num_envs * 2 * (self.frame_stack + 1)
+        least = least_capacity(self.num_envs, self.frame_stack)
+        if self.replay_capacity < least:
             raise ValueError(f"replay_capacity is {self.replay_capacity}: it must be >= {least}")
 
     @property
@@ -260,26 +262,20 @@ def _train(
     for update in range(first_update, config.num_updates + 1):
         episodes: list[Episode] = []
         seen: list[Learned] = []
+        batch: Transition | None = None  # the last minibatch
         epsilon = learning_rate = 0.0
         phases = range((update - 1) * config.phases_per_update, update * config.phases_per_update)
         for phase in phases:
             env_steps = phase * config.steps_per_phase
-            epsilon = linear_schedule(
-                config.epsilon_start, config.epsilon_end, config.epsilon_steps, env_steps
-            )
+            epsilon, learning_rate, beta = scheduled(config, env_steps)
             obs, action_mask, ended = collect(
                 envs, state, obs, action_mask, config.num_steps, epsilon, device
             )
             episodes += ended
-            learning_rate = config.learning_rate
-            if config.anneal_learning_rate:
-                learning_rate = linear_schedule(
-                    learning_rate, 0.0, config.num_updates * config.steps_per_update, env_steps
-                )
-            beta = linear_schedule(config.importance_exponent, 1.0, config.total_steps, env_steps)
             learning_phase = phase + 1 - first_learning_phase
             for i in range(config.num_gradient_steps if learning_phase >= 0 else 0):
-                seen.append(learn(state, config, learning_rate, beta, device))
+                learned, batch = learn(state, config, learning_rate, beta, device)
+                seen.append(learned)
                 step = learning_phase * config.num_gradient_steps + i + 1
                 if step % config.target_update_period == 0:
                     state.target_weights.lerp_(state.optimizer.weights, config.target_update_rate)
@@ -291,7 +287,7 @@ def _train(
             env_steps=update * config.steps_per_update,
             metrics={
                 **episode_metrics([e for game in state.recent for e in game], names),
-                **metrics_of(seen, state.network),
+                **metrics_of(seen, batch, state.network),
                 "replay/transitions": float(len(state.replay)),
                 "train/epsilon": epsilon,
                 "train/learning_rate": learning_rate,
@@ -300,6 +296,19 @@ def _train(
             policy=q_policy(state.network),
             capture=partial(capture, state, envs, update),
         )
+
+
+def scheduled(config: DQNConfig, env_steps: int) -> tuple[float, float, float]:
+    """Return epsilon, learning rate and importance exponent after some env steps."""
+    epsilon = linear_schedule(
+        config.epsilon_start, config.epsilon_end, config.epsilon_steps, env_steps
+    )
+    learning_rate = config.learning_rate
+    if config.anneal_learning_rate:
+        num_steps = config.num_updates * config.steps_per_update
+        learning_rate = linear_schedule(learning_rate, 0.0, num_steps, env_steps)
+    beta = linear_schedule(config.importance_exponent, 1.0, config.total_steps, env_steps)
+    return epsilon, learning_rate, beta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,13 +393,7 @@ def load_policy(config: DQNConfig, state: Mapping[str, Any], *, greedy: bool, se
         greedy: the best valid action; otherwise epsilon-greedy, as at the end of training.
         seed: of the draws.
     """
-    obs, action = state["obs_spec"], state["action_spec"]
-    network = make_network(
-        config,
-        ObsSpec(**{**obs, "shape": tuple(obs["shape"])}),
-        ActionSpec(nvec=tuple(action["nvec"])),
-        torch.Generator(),
-    )
+    network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
     epsilon = 0.0 if greedy else config.epsilon_end
     return q_policy(network, epsilon=epsilon, generator=torch.Generator().manual_seed(seed))
@@ -440,7 +443,6 @@ def collect(
             action,
             step.reward,
             step.terminated,
-            step.truncated,
             step.obs,
             step.action_mask,
             step.ended,
@@ -456,9 +458,9 @@ def collect(
 class Learned:
     """What is logged of a gradient step."""
 
-    terms: QTerms
+    loss: Tensor  # [B]
+    error: Tensor  # [B]
     norm: float
-    batch: Transition
 
 
 @torch.no_grad()
@@ -468,8 +470,8 @@ def learn(
     learning_rate: float,
     importance_exponent: float,
     device: torch.device,
-) -> Learned:
-    """Take one gradient step on a minibatch from the replay buffer.
+) -> tuple[Learned, Transition]:
+    """Take one gradient step on a minibatch from the replay buffer; return that minibatch too.
 
     Raises:
         FloatingPointError: if the gradient is not finite; the weights are then as before.
@@ -487,8 +489,7 @@ def learn(
     outputs, pullback = state.network.vjp(batch.obs, batch.action_mask)
     terms = loss_of(values_of(outputs, batch.action), next_prediction, batch, config, state.network)
     grad = terms.grad * (weight / config.batch_size).unsqueeze(-1)
-    where = batch.action.view(-1, 1, 1).expand(-1, 1, config.num_outputs)
-    pullback(torch.zeros_like(outputs).scatter_(1, where, grad.unsqueeze(1)))
+    pullback(values_of_gradient(grad, batch.action, outputs))
     norm = float(state.optimizer.gradient_norm())
     if not math.isfinite(norm):
         raise FloatingPointError(
@@ -498,7 +499,7 @@ def learn(
     state.optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
     if config.prioritized:
         state.replay.update_priorities(index, terms.error.cpu())
-    return Learned(terms=terms, norm=norm, batch=batch)
+    return Learned(loss=terms.loss, error=terms.error, norm=norm), batch
 
 
 def successor(
@@ -534,15 +535,16 @@ def loss_of(
 
 
 @torch.no_grad()
-def metrics_of(seen: list[Learned], network: QNetwork) -> dict[str, float]:
-    """Return the metrics of some gradient steps; none of none."""
-    if not seen:
+def metrics_of(
+    seen: list[Learned], batch: Transition | None, network: QNetwork
+) -> dict[str, float]:
+    """Return the metrics of some gradient steps, and of the last minibatch; none of none."""
+    if batch is None:
         return {}
-    batch = seen[-1].batch
     values = network.values(batch.obs, batch.action_mask)
     return {
-        "loss/q": torch.cat([learned.terms.loss for learned in seen]).mean().item(),
-        "loss/td_error": torch.cat([learned.terms.error for learned in seen]).mean().item(),
+        "loss/q": torch.cat([learned.loss for learned in seen]).mean().item(),
+        "loss/td_error": torch.cat([learned.error for learned in seen]).mean().item(),
         "loss/grad_norm": sum(learned.norm for learned in seen) / len(seen),
         "loss/q_value": masked_max(values, batch.action_mask).mean().item(),
         "mask/valid_fraction": batch.action_mask.float().mean().item(),

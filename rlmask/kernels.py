@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 # what a slot's flags say of the transition from it to the slot behind it
-STEP, TERMINATED, TRUNCATED = np.uint8(1), np.uint8(2), np.uint8(4)
+STEP, TERMINATED = np.uint8(1), np.uint8(2)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,23 +103,28 @@ def forbid(ring, slot):
 
 @compiled
 @no_type_check
+def count_write(ring, slot):
+    """Let the chunk of a slot have another version."""
+    chunk_size = -(-ring.flags.size // ring.writes.size)
+    ring.writes[slot // chunk_size] += 1
+
+
+@compiled
+@no_type_check
 def write(ring, column, num_frames, frame, mask):
     """Write an observation behind the newest one of a column."""
     size = ring.flags.size // ring.head.size
     ring.head[column] = (ring.head[column] + 1) % size
     ring.filled[column] = min(ring.filled[column] + 1, size)
     slot = column * size + ring.head[column]
-    forbid(ring, slot)
-    for i in range(1, num_frames):  # their earlier frames are being lost
-        forbid(ring, column * size + (ring.head[column] + i) % size)
+    for i in range(num_frames):  # the slots behind this one lose their earlier frames
+        changed = column * size + (ring.head[column] + i) % size
+        forbid(ring, changed)
+        count_write(ring, changed)
     ring.frames[slot] = frame
     ring.masks[slot] = 0
     for a in range(mask.size):
         ring.masks[slot, a >> 3] |= np.uint8(mask[a] << (a & 7))
-    chunk_size = -(-ring.flags.size // ring.writes.size)
-    for i in range(num_frames):
-        changed = column * size + (ring.head[column] + i) % size
-        ring.writes[changed // chunk_size] += 1
 
 
 @compiled
@@ -137,7 +142,6 @@ def push(
     action,
     reward,
     terminated,
-    truncated,
     frames,
     masks,
     ended,
@@ -161,18 +165,12 @@ def push(
             slot = n * size + (ring.head[n] - num_frames + 1 + k) % size
             if not np.array_equal(ring.frames[slot], seen[k - 1]):
                 return n
-    chunk_size = -(-ring.flags.size // ring.writes.size)
     for n in range(num_columns):
         slot = n * size + ring.head[n]
         ring.action[slot], ring.reward[slot] = action[n], reward[n]
-        flags = STEP
-        if terminated[n]:
-            flags |= TERMINATED
-        elif truncated[n]:
-            flags |= TRUNCATED
-        ring.flags[slot] = flags
+        ring.flags[slot] = STEP | TERMINATED if terminated[n] else STEP
         ring.num_stored[0] += 1
-        ring.writes[slot // chunk_size] += 1
+        count_write(ring, slot)
         set_leaf(ring.tree, slot, priority)
         row = row_of_end[n]
         if row < 0:
@@ -231,7 +229,7 @@ def follow(ring, slots, n_step, gamma, action, reward, discount):
         for _ in range(n_step):
             flags = ring.flags[slot]
             if not flags & STEP:
-                break  # what follows has not happened yet
+                break  # a final observation, or what follows has not happened yet
             total += factor * ring.reward[slot]
             factor *= gamma
             slot += 1
@@ -239,8 +237,6 @@ def follow(ring, slots, n_step, gamma, action, reward, discount):
                 slot -= size
             if flags & TERMINATED:
                 factor = 0.0
-            if flags & (TERMINATED | TRUNCATED):
-                break
         reward[b], discount[b], slots[num + b] = total, factor, slot
 
 

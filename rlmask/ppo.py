@@ -51,6 +51,7 @@ from rlmask.types import (
     Policy,
     Rollout,
     Update,
+    captured_specs,
     episode_metrics,
     split,
     tree_map,
@@ -318,13 +319,7 @@ def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, se
         greedy: the best valid action; otherwise draw from the softmax over the valid ones.
         seed: of the draws.
     """
-    obs, action = state["obs_spec"], state["action_spec"]
-    network = make_network(
-        config,
-        ObsSpec(**{**obs, "shape": tuple(obs["shape"])}),
-        ActionSpec(nvec=tuple(action["nvec"])),
-        torch.Generator(),
-    )
+    network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
     generator = torch.Generator().manual_seed(seed)
     return actor_policy(network, greedy=greedy, generator=generator)

@@ -38,6 +38,7 @@ from rlmask.ops import (
     set_debug,
     td_loss,
     values_of,
+    values_of_gradient,
 )
 from rlmask.optim import FlatAdam
 from rlmask.torso import Activation
@@ -47,6 +48,7 @@ from rlmask.types import (
     ObsSpec,
     Policy,
     Update,
+    captured_specs,
     episode_metrics,
     split,
     tree_map,
@@ -304,13 +306,7 @@ def load_policy(config: PQNConfig, state: Mapping[str, Any], *, greedy: bool, se
         greedy: the best valid action; otherwise epsilon-greedy, as at the end of training.
         seed: of the draws.
     """
-    obs, action = state["obs_spec"], state["action_spec"]
-    network = make_network(
-        config,
-        ObsSpec(**{**obs, "shape": tuple(obs["shape"])}),
-        ActionSpec(nvec=tuple(action["nvec"])),
-        torch.Generator(),
-    )
+    network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
     epsilon = 0.0 if greedy else config.epsilon_end
     return q_policy(network, epsilon=epsilon, generator=torch.Generator().manual_seed(seed))
@@ -428,8 +424,7 @@ def learn(state: State, batch: Batch, config: PQNConfig, learning_rate: float) -
             outputs, pullback = state.network.vjp(minibatch.obs, minibatch.action_mask)
             prediction = values_of(outputs, minibatch.action)
             terms = td_loss(prediction, minibatch.value_target.unsqueeze(-1), config.huber_delta)
-            where = minibatch.action.view(-1, 1, 1)
-            pullback(torch.zeros_like(outputs).scatter_(1, where, terms.grad.unsqueeze(1) / size))
+            pullback(values_of_gradient(terms.grad / size, minibatch.action, outputs))
             norm = float(state.optimizer.gradient_norm())
             if not math.isfinite(norm):
                 raise FloatingPointError(

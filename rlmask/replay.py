@@ -30,6 +30,11 @@ class ReplayError(ValueError):
     """A replay buffer is too small, still empty, or gets what does not fit in."""
 
 
+def least_capacity(num_envs: int, frame_stack: int) -> int:
+    """Return the smallest capacity in which every env keeps some transition."""
+    return num_envs * (2 * frame_stack + 2)
+
+
 class Replay:
     """The last transitions of N envs, drawn uniformly or in proportion to a priority.
 
@@ -62,10 +67,11 @@ class Replay:
         seed: int = 0,
     ) -> None:
         size = -(-capacity // num_envs)
-        if size < 2 * frame_stack + 2:
+        least = least_capacity(num_envs, frame_stack)
+        if size * num_envs < least:
             raise ReplayError(
                 f"a replay capacity of {capacity} gives {size} slots to each of {num_envs} envs; "
-                f"make it at least {num_envs * (2 * frame_stack + 2)}"
+                f"make it at least {least}"
             )
         if frame_stack < 1 or (frame_stack > 1 and (not obs.shape or obs.shape[-1] % frame_stack)):
             raise ReplayError(
@@ -132,7 +138,6 @@ class Replay:
         action: Int[Tensor, " N"],
         reward: Float[Tensor, " N"],
         terminated: Bool[Tensor, " N"],
-        truncated: Bool[Tensor, " N"],
         obs: Tensor,
         action_mask: Bool[Tensor, " N A"],
         ended: Int[Tensor, " E"],
@@ -140,6 +145,8 @@ class Replay:
         final_action_mask: Bool[Tensor, " E A"],
     ) -> None:
         """Store one step of every env, and what is seen after it, as a `VectorStep` has it.
+
+        An env among those that `ended` was truncated, unless it was `terminated`.
 
         Raises:
             ReplayError: if the frames of an observation are not those of the last one moved on by
@@ -150,7 +157,6 @@ class Replay:
             action.numpy(),
             reward.numpy(),
             terminated.numpy(),
-            truncated.numpy(),
             self._frames(obs),
             action_mask.numpy().view(np.uint8),
             ended.numpy(),

@@ -56,6 +56,12 @@ class ActionSpec:
         return () if len(self.nvec) == 1 else (len(self.nvec),)
 
 
+def captured_specs(state: Mapping[str, Any]) -> tuple[ObsSpec, ActionSpec]:
+    """Return the specs that a captured state holds as plain values."""
+    obs, action = state["obs_spec"], state["action_spec"]
+    return ObsSpec(**{**obs, "shape": tuple(obs["shape"])}), ActionSpec(nvec=tuple(action["nvec"]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """The facts of T steps of N envs; hyper-parameters (gamma, clipping) never enter.

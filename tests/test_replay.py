@@ -124,7 +124,6 @@ class Envs:
             "action": torch.tensor([step.action for step in steps]),
             "reward": torch.tensor(np.array([step.reward for step in steps])),
             "terminated": torch.tensor([step.terminated for step in steps]),
-            "truncated": torch.tensor([step.truncated for step in steps]),
             "obs": self.obs,
             "action_mask": self.mask,
             "ended": torch.tensor(ended, dtype=torch.int64),
@@ -244,14 +243,13 @@ def test_an_episode_takes_a_slot_more_than_it_has_steps():
 
 
 def test_the_window_of_a_transition_ends_with_the_episode_or_with_what_is_known():
-    steps = {"terminated": (True, False), "truncated": (False, True), "neither": (False, False)}
-    for name, (terminated, truncated) in steps.items():
+    for name in ("terminated", "truncated", "neither"):
         envs = Envs(num_envs=1, p_end=0.0)
         buffer = filled(envs, 10, 1)
         step = envs.step()
         final = step["obs"]
         if name != "neither":
-            step["terminated"][:], step["truncated"][:] = terminated, truncated
+            step["terminated"][:] = name == "terminated"
             step |= {"ended": torch.tensor([0]), "final_obs": final}
             step |= {"final_action_mask": step["action_mask"], "obs": torch.tensor([999])}
         buffer.add(**step)

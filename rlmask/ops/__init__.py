@@ -43,6 +43,7 @@ from rlmask.ops.q_learning import (
     quantile_huber_loss,
     td_loss,
     values_of,
+    values_of_gradient,
 )
 from rlmask.ops.returns import generalized_advantage_estimation, lambda_return, n_step_return
 from rlmask.ops.schedules import linear_schedule
@@ -91,4 +92,5 @@ __all__ = [
     "td_loss",
     "value_loss",
     "values_of",
+    "values_of_gradient",
 ]

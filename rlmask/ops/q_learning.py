@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlmask.ops.losses import huber_loss
 from rlmask.ops.masking import masked_argmax, masked_mean
 from rlmask.ops.rows import ZERO
 
@@ -93,6 +94,16 @@ def values_of(
     return predictions.gather(1, index).squeeze(1)
 
 
+def values_of_gradient(
+    grad: Float[Tensor, " B Z"],
+    action: Int[Tensor, " B"],
+    predictions: Float[Tensor, " B actions Z"],
+) -> Float[Tensor, " B actions Z"]:
+    """Return the gradient by `predictions`, from that by `values_of`: 0 at the other actions."""
+    index = action.view(-1, 1, 1).expand(-1, 1, predictions.shape[-1])
+    return torch.zeros_like(predictions).scatter_(1, index, grad.unsqueeze(1))
+
+
 def discounted(
     reward: Float[Tensor, " B"], discount: Float[Tensor, " B"], next_value: Float[Tensor, " B Z"]
 ) -> Float[Tensor, " B Z"]:
@@ -115,9 +126,8 @@ def td_loss(
     magnitude = error.abs()
     if huber_delta is None:
         return QTerms(0.5 * error.square(), magnitude, error.unsqueeze(-1))
-    quadratic = magnitude.clamp(max=huber_delta)
-    loss = quadratic * (magnitude - 0.5 * quadratic)
-    return QTerms(loss, magnitude, error.clamp(-huber_delta, huber_delta).unsqueeze(-1))
+    grad = error.clamp(-huber_delta, huber_delta).unsqueeze(-1)
+    return QTerms(huber_loss(error, huber_delta), magnitude, grad)
 
 
 def project_categorical(
@@ -171,9 +181,7 @@ def quantile_huber_loss(
     num = quantiles.shape[-1]
     tau = (torch.arange(num, device=quantiles.device) + 0.5) / num
     u = targets.unsqueeze(1) - quantiles.unsqueeze(2)  # [B, Z, Y]
-    magnitude = u.abs()
-    quadratic = magnitude.clamp(max=kappa)
     weight = (tau.view(1, -1, 1) - (u < 0).to(u.dtype)).abs() / (kappa * targets.shape[-1])
-    loss = (weight * (quadratic * (magnitude - 0.5 * quadratic))).sum((1, 2))
+    loss = (weight * huber_loss(u, kappa)).sum((1, 2))
     grad = -(weight * u.clamp(-kappa, kappa)).sum(2)
-    return QTerms(loss, magnitude.mean((1, 2)), grad)
+    return QTerms(loss, u.abs().mean((1, 2)), grad)

@@ -81,6 +81,13 @@ def test_values_of_picks_the_row_of_the_action():
     assert torch.equal(picked, torch.stack([predictions[0, 2], predictions[1, 0]]))
 
 
+def test_the_gradient_of_values_of_is_that_of_autograd():
+    predictions, grad = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4)
+    action = torch.tensor([2, 0])
+    expected = torch.autograd.grad(ops.values_of(predictions, action), predictions, grad)[0]
+    assert torch.equal(ops.values_of_gradient(grad, action, predictions.detach()), expected)
+
+
 @pytest.mark.parametrize("delta", [None, 0.5, 2.0])
 def test_the_td_loss_and_its_gradient(delta):
     prediction = torch.linspace(-3, 3, 13, dtype=torch.float64).unsqueeze(-1).requires_grad_()
