@@ -15,12 +15,10 @@ torch thread.
 import argparse
 import json
 import math
-import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+
+from side_by_side import mean_of_last, peak_memory_mb, report, run_pairs, time_interleaved
 
 START = time.perf_counter()
 
@@ -54,14 +52,9 @@ def train_rlmask(settings: dict, seed: int, target: float | None) -> dict:
     for update in ppo.train(config):
         times.append((time.perf_counter(), update.env_steps))
         returns += [episode.episode_return for episode in update.episodes]
-        if reached(returns, target):
+        if target is not None and mean_of_last(returns) >= target:
             break
     return summary(times, returns)
-
-
-def reached(returns: list[float], target: float | None) -> bool:
-    """Whether the mean of the last hundred training episodes is at the target."""
-    return target is not None and len(returns) >= 100 and statistics.fmean(returns[-100:]) >= target
 
 
 def train_sb3(settings: dict, seed: int, target: float | None) -> dict:
@@ -104,7 +97,7 @@ def train_sb3(settings: dict, seed: int, target: float | None) -> dict:
         def _on_step(self) -> bool:
             # as for rlmask: looked at once an update, when a rollout is complete
             at_end = self.num_timesteps % (num_envs * settings["num_steps"]) == 0
-            return not (at_end and reached(returns, target))
+            return not (target is not None and at_end and mean_of_last(returns) >= target)
 
     num_envs = settings["num_envs"]
 
@@ -139,64 +132,34 @@ def train_sb3(settings: dict, seed: int, target: float | None) -> dict:
 
 def summary(times: list[tuple[float, int]], returns: list[float]) -> dict:
     """Steps/s is the slope after the first tenth of the updates (at least one)."""
-    import resource
-
     (t0, s0), (t1, s1) = times[max(0, len(times) // 10 - 1)], times[-1]
     return {
         "steps_per_second": (s1 - s0) / (t1 - t0) if t1 > t0 else None,
         "seconds": t1 - START,
         "env_steps": s1,
         "mean_return": statistics.fmean(returns[-100:]) if returns else -math.inf,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory_mb(),
     }
 
 
-def run_pairs(settings: dict, pairs: int, target: float | None) -> dict[str, list[dict]]:
-    """Run both in processes of their own, in alternating order."""
-    results: dict[str, list[dict]] = {"rlmask": [], "sb3": []}
-    for pair in range(pairs):
-        for who in ("rlmask", "sb3") if pair % 2 == 0 else ("sb3", "rlmask"):
-            job = json.dumps({"who": who, "settings": settings, "seed": pair, "target": target})
-            command = [sys.executable, __file__, "child", "--job", job]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results[who].append(json.loads(output.splitlines()[-1]))
-        print(f"  pair {pair + 1} of {pairs}", file=sys.stderr)
-    return results
-
-
-def interval(ratios: list[float], draws: int = 10_000) -> tuple[float, float]:
-    """Return the bootstrap 95 % interval of the median."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
-def report(results: dict[str, list[dict]], key: str, higher_is_better: bool) -> None:
-    ours = [r[key] for r in results["rlmask"]]
-    theirs = [r[key] for r in results["sb3"]]
-    ratios = [a / b if higher_is_better else b / a for a, b in zip(ours, theirs, strict=True)]
-    low, high = interval(ratios)
-    print(
-        f"  {key:18} rlmask {statistics.median(ours):10.1f}   sb3-contrib "
-        f"{statistics.median(theirs):10.1f}   ratio {statistics.median(ratios):5.2f} "
-        f"[{low:.2f}, {high:.2f}]"
-    )
+def jobs_of(settings: dict, target: float | None) -> dict:
+    return {who: {"settings": settings, "target": target} for who in ("rlmask", "sb3-contrib")}
 
 
 def speed(pairs: int) -> None:
     for name, settings in SPEED.items():
-        results = run_pairs(settings, pairs, target=None)
+        results = run_pairs(__file__, jobs_of(settings, target=None), pairs)
         print(f"Taxi-v4, {name} ({pairs} pairs, medians, 95 % interval of the paired ratio)")
         report(results, "steps_per_second", higher_is_better=True)
         report(results, "peak_memory_mb", higher_is_better=False)
 
 
 def time_to_return(pairs: int, target: float = 7.0) -> None:
-    results = run_pairs(TIME, pairs, target)
+    results = run_pairs(__file__, jobs_of(TIME, target), pairs)
     hits = {who: sum(r["mean_return"] >= target for r in rs) for who, rs in results.items()}
     print(f"Taxi-v4, seconds from process start to a mean training return of {target}: {TIME}")
     print(f"  reached: rlmask {hits['rlmask']}, sb3-contrib {hits['sb3']} of {pairs}")
-    if hits["rlmask"] + hits["sb3"] < 2 * pairs:
+    if hits["rlmask"] + hits["sb3-contrib"] < 2 * pairs:
         print("  a run that did not reach it counts with its whole time, so the ratio is a bound")
     report(results, "seconds", higher_is_better=False)
     report(results, "env_steps", higher_is_better=False)
@@ -310,21 +273,6 @@ def ppo_loss(logits, mask, action, calls: int, repetitions: int) -> None:
 
     times = time_interleaved([rlmask, sb3, unmasked], calls, repetitions)
     print_row(f"PPO loss + gradient, {rows} x {logits.shape[1]}", times)
-
-
-def time_interleaved(
-    functions: list[Callable[[], object]], calls: int, repetitions: int
-) -> list[list[float]]:
-    """Return microseconds a call for each function, by repetition."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for repetition in range(repetitions + 1):
-        for index, function in enumerate(functions):
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            if repetition:  # the first round warms up
-                seconds[index].append((time.perf_counter() - start) / calls * 1e6)
-    return seconds
 
 
 def print_row(name: str, times: list[list[float]]) -> None:
