@@ -463,7 +463,7 @@ class Learned:
     norm: float
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def learn(
     state: State,
     config: DQNConfig,

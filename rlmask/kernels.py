@@ -183,27 +183,35 @@ def push(
 
 @compiled
 @no_type_check
-def draw_uniform(ring, rng, slots):
-    """Draw slots [B] at which a transition starts, each equally likely, with replacement."""
+def draw_uniform(ring, uniform, slots, found):
+    """Find slots at which a transition starts, each equally likely, by rejection.
+
+    Takes numbers in [0, 1) from `uniform`, and fills slots[found:] until one of both runs out;
+    returns how many are found. (Numba takes longer to receive a generator than to draw.)
+    """
     size = ring.flags.size // ring.head.size
     filled = ring.filled.max()
-    for b in range(slots.size):
-        while True:
-            place = int(rng.random() * (filled * ring.head.size))
-            slot = place // filled * size + place % filled
-            if ring.flags[slot] & STEP:
-                break
-        slots[b] = slot
+    for u in uniform:
+        if found == slots.size:
+            break
+        place = int(u * (filled * ring.head.size))
+        slot = place // filled * size + place % filled
+        if ring.flags[slot] & STEP:
+            slots[found] = slot
+            found += 1
+    return found
 
 
 @compiled
 @no_type_check
-def draw_prioritized(ring, rng, importance_exponent, slots, weight):
-    """Draw slots [B] in proportion to their priorities, one in each of B equal parts of the sum."""
-    total = ring.tree[1]
+def draw_prioritized(ring, uniform, importance_exponent, slots, weight):
+    """Draw slots [B] in proportion to their priorities, one in each of B equal parts of the sum.
+
+    By numbers [B] in [0, 1); fills in the importance weights too.
+    """
     mass = np.empty(slots.size)
     for b in range(slots.size):
-        mass[b] = (b + rng.random()) / slots.size * total
+        mass[b] = (b + uniform[b]) / slots.size * ring.tree[1]
     find_leaves(ring.tree, mass, slots)
     leaves = ring.tree[ring.tree.size // 2 :]
     least = leaves[slots[0]]

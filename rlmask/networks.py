@@ -78,14 +78,13 @@ class ActorCritic(nn.Module):
         """Return logits and value, of one shared row of features or of one each."""
         return self.actor_head(features[0]), self.critic_head(features[-1]).squeeze(-1)
 
-    @torch.no_grad()
     def vjp(
         self, obs: Tensor
     ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"], Callable[[Tensor, Tensor], None]]:
         """Return logits, value, and the pullback of their gradients (vector-Jacobian product).
 
-        `pullback(∂L/∂logits, ∂L/∂value)`, called under `torch.no_grad()`, writes ∂L/∂w to `w.grad`
-        of every parameter w.
+        `pullback(∂L/∂logits, ∂L/∂value)` writes ∂L/∂w to `w.grad` of every parameter w. Call both
+        under `torch.inference_mode()`, or `torch.no_grad()`.
 
         Raises:
             RuntimeError: in the pullback, if a parameter has no `grad` to write to.
@@ -93,7 +92,7 @@ class ActorCritic(nn.Module):
         features, torso_pullback = self.torso.vjp(self.scaled(obs))
         actor, critic = self.actor_head, self.critic_head
 
-        def pullback(grad_logits: Float[Tensor, " B A"], grad_value: Float[Tensor, " B"]) -> None:
+        def pullback(grad_logits: Tensor, grad_value: Tensor) -> None:  # [B, A], [B]
             torch.mm(grad_logits.mT, features[0], out=grad_of(actor.weight))
             torch.sum(grad_logits, 0, out=grad_of(actor.bias))
             torch.mv(features[-1].mT, grad_value, out=grad_of(critic.weight)[0])
@@ -156,7 +155,8 @@ class QNetwork(nn.Module):
             last_groups=2 if dueling else 1,
             layer_norm=layer_norm,
         )
-        width, self.num_outputs = hidden_sizes[-1], num_outputs
+        width = hidden_sizes[-1]
+        self.num_actions, self.num_outputs = action.num_actions, num_outputs
         self.head = head(width, action.num_actions * num_outputs, 0.01, generator)
         self.value_head = head(width, num_outputs, 0.01, generator) if dueling else None
         self.register_buffer("support", support, persistent=False)
@@ -166,11 +166,11 @@ class QNetwork(nn.Module):
 
         The mask matters to a dueling network only.
         """
-        return self.outputs(self.torso(obs), action_mask)
+        return self.outputs(self.torso.forward(obs), action_mask)
 
     def values(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Float[Tensor, " B A"]:
         """Return the expected return of each action."""
-        return self.expected(self(obs, action_mask))
+        return self.expected(self.forward(obs, action_mask))
 
     def expected(self, outputs: Float[Tensor, " B A Z"]) -> Float[Tensor, " B A"]:
         """Return the expectation of each action's distribution."""
@@ -182,12 +182,11 @@ class QNetwork(nn.Module):
         self, features: Float[Tensor, " G B H"], action_mask: Bool[Tensor, " B A"]
     ) -> Float[Tensor, " B A Z"]:
         """Return the numbers of each action, of the features."""
-        rows = self.head(features[-1]).unflatten(-1, (-1, self.num_outputs))
+        rows = self.head.forward(features[-1]).view(-1, self.num_actions, self.num_outputs)
         if self.value_head is None:
             return rows
-        return dueling_values(self.value_head(features[0]), rows, action_mask)
+        return dueling_values(self.value_head.forward(features[0]), rows, action_mask)
 
-    @torch.no_grad()
     def vjp(
         self, obs: Tensor, action_mask: Bool[Tensor, " B A"]
     ) -> tuple[Float[Tensor, " B A Z"], Callable[[Tensor], None]]:
@@ -198,7 +197,7 @@ class QNetwork(nn.Module):
         features, torso_pullback = self.torso.vjp(obs)
         outputs = self.outputs(features, action_mask)
 
-        def pullback(grad: Float[Tensor, " B A Z"]) -> None:
+        def pullback(grad: Tensor) -> None:  # [B, A, Z]
             grad_features = torch.empty_like(features)
             if self.value_head is not None:
                 grad_value, grad = dueling_gradient(grad, action_mask)

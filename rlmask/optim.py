@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 
 def flatten_weights(network: nn.Module) -> Float[Tensor, " W"]:
@@ -57,20 +56,21 @@ class FlatAdam:
         """Step against the gradient times `scale`."""
         if scale != 1.0:
             self.gradient.mul_(scale)
-        adam(
+        self._num_steps += 1
+        # what `torch.optim.Adam(fused=True)` calls, without an optimizer's bookkeeping around it
+        torch.ops.aten._fused_adam_.default(
             [self.weights],
             [self.gradient],
             [self._moment1],
             [self._moment2],
             [],
             [self._num_steps],
-            fused=True,
-            amsgrad=False,
+            lr=learning_rate,
             beta1=self._beta1,
             beta2=self._beta2,
-            lr=learning_rate,
             weight_decay=0.0,
             eps=self._epsilon,
+            amsgrad=False,
             maximize=False,
         )
 

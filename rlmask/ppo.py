@@ -402,7 +402,7 @@ def collect(
     return rollout, episodes, obs, action_mask
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def successor_values(
     network: ActorCritic, value: Tensor, last_obs: Tensor, ends: list[tuple[int, VectorStep]]
 ) -> Tensor:
@@ -452,7 +452,7 @@ def with_advantages(rollout: Rollout, scaler: RewardScaler, config: PPOConfig) -
     return tree_map(lambda x: x.flatten(0, 1), batch)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def learn(
     network: ActorCritic,
     optimizer: FlatAdam,

@@ -404,7 +404,7 @@ def successor_values(
     return next_best
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def learn(state: State, batch: Batch, config: PQNConfig, learning_rate: float) -> dict[str, float]:
     """Run the epochs of one update; return the mean losses of the last one.
 

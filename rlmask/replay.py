@@ -199,9 +199,13 @@ class Replay:
         starts = slots[:batch_size]
         weight = np.ones(batch_size, np.float32)
         if ring.tree.size:
-            kernels.draw_prioritized(ring, self._rng, importance_exponent, starts, weight)
+            uniform = self._rng.random(batch_size)
+            kernels.draw_prioritized(ring, uniform, importance_exponent, starts, weight)
         else:
-            kernels.draw_uniform(ring, self._rng, starts)
+            found = 0
+            while found < batch_size:  # some numbers more, as some slots are no start
+                uniform = self._rng.random(batch_size + batch_size // 8 + 8)
+                found = kernels.draw_uniform(ring, uniform, starts, found)
         action = np.empty(batch_size, np.int64)
         reward, discount = np.empty((2, batch_size), np.float32)
         kernels.follow(ring, slots, n_step, gamma, action, reward, discount)

@@ -8,9 +8,8 @@ Dimension key: `B` batch, `H` features, `G` networks side by side (policy, value
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -36,12 +35,12 @@ def tanh(x: Tensor) -> Tensor:
 
 def tanh_derivative(grad: Tensor, y: Tensor) -> Tensor:
     """Return the gradient by x, from that by y = tanh x."""
-    return torch.addcmul(grad, grad * y, y, value=-1)
+    return torch.ops.aten.tanh_backward(grad, y)
 
 
 def relu_derivative(grad: Tensor, y: Tensor) -> Tensor:
     """Return the gradient by x, from that by y = max(x, 0)."""
-    return grad * (y > 0)
+    return torch.ops.aten.threshold_backward(grad, y, 0)
 
 
 ACTIVATIONS = {"tanh": (tanh, tanh_derivative), "relu": (torch.relu, relu_derivative)}
@@ -116,7 +115,7 @@ class GroupLayerNorm(nn.Module):
 
 
 class FirstLayer(nn.Module):
-    """The first layer of G networks, that all see the same observation: [B, *obs] -> [B, G*H].
+    """The first layer of G networks, that all see the same observation: [B, *obs] -> [G, B, H].
 
     A discrete observation picks its row of the weights: exactly the linear layer of its one-hot
     vector, without the product with all the zeros.
@@ -124,25 +123,29 @@ class FirstLayer(nn.Module):
 
     def __init__(self, groups: int, obs: ObsSpec, width: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.discrete = obs.kind == "discrete"
+        self.groups, self.width, self.discrete = groups, width, obs.kind == "discrete"
         inputs = obs.n if self.discrete else obs.shape[0]
         weights = [orthogonal(inputs, width, SQRT_2, generator) for _ in range(groups)]
         self.weight = nn.Parameter(torch.cat(weights, dim=1))
         self.bias = nn.Parameter(torch.zeros(groups * width))
 
-    def forward(self, obs: Tensor) -> Float[Tensor, " B H"]:
-        """Return the G networks' activations side by side."""
+    def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
+        """Apply each layer to the same rows."""
         if self.discrete:
-            return self.weight.index_select(0, obs) + self.bias
-        return torch.addmm(self.bias, obs, self.weight)
-
-    def pullback(self, obs: Tensor, grad: Float[Tensor, " B H"]) -> None:
-        """Write the gradient of the parameters, from that of the output."""
-        torch.sum(grad, 0, out=grad_of(self.bias))
-        if self.discrete:
-            grad_of(self.weight).zero_().index_add_(0, obs, grad)
+            rows = self.weight.index_select(0, obs) + self.bias
         else:
-            torch.mm(obs.mT, grad, out=grad_of(self.weight))
+            rows = torch.addmm(self.bias, obs, self.weight)
+        return rows.view(-1, self.groups, self.width).transpose(0, 1)  # of [B, G*H]
+
+    def pullback(self, obs: Tensor, grad: Float[Tensor, " G B H"]) -> Tensor:
+        """Write the gradient of the parameters from that of the output; return the latter."""
+        rows = grad.transpose(0, 1).flatten(1)  # [B, G*H]
+        torch.sum(rows, 0, out=grad_of(self.bias))
+        if self.discrete:
+            grad_of(self.weight).zero_().index_add_(0, obs, rows)
+        else:
+            torch.mm(obs.mT, rows, out=grad_of(self.weight))
+        return grad
 
 
 class ConvTorso(nn.Module):
@@ -204,94 +207,71 @@ class Torso(nn.Module):
         self.activation, self.derivative = ACTIVATIONS[activation]
         counts = [groups] * len(hidden_sizes)
         counts[-1] = groups if last_groups is None else last_groups
-        self.first, self.first_norm, sizes = None, None, list(hidden_sizes)
+        widths = list(hidden_sizes)
+        layers: list[FirstLayer | GroupLinear] = []
+        self.convs = nn.ModuleList()
         if obs.kind == "image":
             convs = [ConvTorso(obs.shape, generator, layer_norm) for _ in range(groups)]
-            self.convs = nn.ModuleList(convs)
-            sizes.insert(0, convs[0].out_features)
+            self.convs.extend(convs)
+            widths.insert(0, convs[0].out_features)
         else:
-            self.groups = counts.pop(0)
-            self.first = FirstLayer(self.groups, obs, sizes[0], generator)
-            self.first_norm = GroupLayerNorm(self.groups, sizes[0]) if layer_norm else None
-        self.layers = nn.ModuleList(
-            GroupLinear(count, inputs, width, generator)
-            for count, (inputs, width) in zip(counts, pairwise(sizes), strict=True)
-        )
-        self.norms = [
+            layers = [FirstLayer(counts[0], obs, widths[0], generator)]
+        for count, (inputs, width) in zip(counts[len(layers) :], pairwise(widths), strict=True):
+            layers.append(GroupLinear(count, inputs, width, generator))
+        norms = [
             GroupLayerNorm(count, width) if layer_norm else None
-            for count, width in zip(counts, sizes[1:], strict=True)
+            for count, width in zip(counts, hidden_sizes, strict=True)
         ]
-        for index, norm in enumerate(self.norms):
-            self.register_module(f"norm{index}", norm)
+        self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(norm for norm in norms if norm is not None)
+        # `forward` is called on them as it is: nn.Module's search for hooks takes as long
+        self._stack = list(zip(layers, norms, strict=True))
 
     def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
         """Return the features of each network."""
-        if self.first is None:
-            x = self.convolved(obs)
-        else:
-            x = self.activation(normalized(self.first_rows(obs), self.first_norm))
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = self.activation(normalized(layer(x), norm))
+        x = self._convolved(obs) if self.convs else obs
+        for layer, norm in self._stack:
+            x = layer.forward(x)
+            if norm is not None:
+                x = norm.forward(x)
+            x = self.activation(x)
         return x
-
-    def convolved(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        """Return the output of the convolutions."""
-        return torch.stack([conv(obs) for conv in self.convs])
-
-    def first_rows(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        """Return the output of the first layer."""
-        rows = cast(FirstLayer, self.first)(obs)
-        return rows.unflatten(1, (self.groups, -1)).transpose(0, 1)  # [B, G*H] -> [G, B, H]
 
     def vjp(self, obs: Tensor) -> tuple[Float[Tensor, " G B H"], Callable[[Tensor], None]]:
         """Return the features, and the pullback of their gradient; see `ActorCritic.vjp`."""
-        if self.first is None:
-            with torch.enable_grad():  # convolutions are left to autograd
-                first = self.convolved(obs)
-            x, first_pullback = first.detach(), partial(self._pull_back_convs, first)
-        else:
-            x, through = self._activate(self.first_rows(obs), self.first_norm)
-            first_pullback = partial(self._pull_back_first, self.first, obs, through)
+        x, convolved = obs, None
+        if self.convs:  # they are left to autograd, which takes no tensor of inference mode
+            with torch.inference_mode(False), torch.enable_grad():
+                convolved = self._convolved(obs.clone())
+            x = convolved.detach()
         passed = []
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            y, through = self._activate(layer(x), norm)
-            passed.append((cast(GroupLinear, layer), x, through))
+        for layer, norm in self._stack:
+            rows, seen = layer.forward(x), None
+            if norm is not None:
+                rows, seen = norm.vjp(rows)
+            y = self.activation(rows)
+            passed.append((layer, norm, x, seen, y))
             x = y
 
-        def pullback(grad: Float[Tensor, " G B H"]) -> None:
-            for layer, x, through in reversed(passed):
-                grad = layer.pullback(x, through(grad))
-            first_pullback(grad)
+        def pullback(grad: Tensor) -> None:  # [G, B, H]; a shape in brackets costs at every call
+            for layer, norm, x, seen, y in reversed(passed):
+                grad = self.derivative(grad, y)
+                if norm is not None:
+                    grad = norm.pullback(seen, grad)
+                grad = layer.pullback(x, grad)
+            if convolved is not None:
+                self._pull_back_convs(convolved, grad)
 
         return x, pullback
 
-    def _activate(
-        self, rows: Tensor, norm: GroupLayerNorm | None
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Normalize and activate; return the output, and the pullback of its gradient."""
-        if norm is None:
-            y = self.activation(rows)
-            return y, lambda grad: self.derivative(grad, y)
-        scaled, seen = norm.vjp(rows)
-        y = self.activation(scaled)
-        return y, lambda grad: norm.pullback(seen, self.derivative(grad, y))
-
-    def _pull_back_first(
-        self, first: FirstLayer, obs: Tensor, through: Callable[[Tensor], Tensor], grad: Tensor
-    ) -> None:
-        # [G, B, H] -> [B, G*H]
-        first.pullback(obs, through(grad).transpose(0, 1).flatten(1))
+    def _convolved(self, obs: Tensor) -> Float[Tensor, " G B H"]:
+        return torch.stack([conv(obs) for conv in self.convs])
 
     def _pull_back_convs(self, output: Tensor, grad: Tensor) -> None:
         parameters = list(self.convs.parameters())
         gradients = torch.autograd.grad(output, parameters, grad)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             grad_of(parameter).copy_(gradient)
-
-
-def normalized(rows: Tensor, norm: GroupLayerNorm | None) -> Tensor:
-    """Return the rows after a layer norm, if there is one."""
-    return rows if norm is None else norm(rows)
 
 
 def orthogonal(

@@ -59,13 +59,12 @@ def value_loss(
 
 
 def huber_loss(error: Float[Tensor, "*batch"], delta: float = 1.0) -> Float[Tensor, "*batch"]:
-    """Return ½ x² where |x| <= δ, and δ (|x| - ½ δ) beyond.
+    """Return ½ x² where |x| <= δ, and δ (|x| - ½ δ) beyond: c (x - ½ c), c = x clipped to ±δ.
 
     Reference: Huber 1964, doi:10.1214/aoms/1177703732.
     """
-    magnitude = error.abs()
-    quadratic = magnitude.clamp(max=delta)
-    return quadratic * (magnitude - 0.5 * quadratic)
+    clipped = error.clamp(-delta, delta)
+    return clipped * torch.add(error, clipped, alpha=-0.5)
 
 
 def approximate_kl(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

@@ -164,12 +164,13 @@ def monotone(cumulated: Tensor, probs: Tensor) -> Tensor:
 def masked_argmax(
     values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Int[Tensor, "*batch"]:
-    """Return the valid action of the highest value, the lowest index among equals."""
-    # argmax of the values would leave the order of ties open, and pick an invalid entry when every
-    # valid value is -inf; `not less` is true of NaN too, so that even then the action is valid
-    masked = masked_scores(values, mask)
-    best = ~(masked < masked.amax(dim=-1, keepdim=True)) & mask
-    return best.int().argmax(dim=-1)
+    """Return the valid action of the highest value, the lowest index among equals.
+
+    Valid whatever the values: -inf counts as the finite minimum of the dtype.
+    """
+    scores = _at_least_float32(values)
+    finite = scores.clamp(min=torch.finfo(scores.dtype).min)  # a NaN stays, and is the highest
+    return masked_scores(finite, mask).argmax(dim=-1)
 
 
 def masked_max(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rlmask.ops.losses import huber_loss
 from rlmask.ops.masking import masked_argmax, masked_mean
-from rlmask.ops.rows import ZERO
 
 
 class QTerms(NamedTuple):
@@ -107,9 +106,8 @@ def values_of_gradient(
 def discounted(
     reward: Float[Tensor, " B"], discount: Float[Tensor, " B"], next_value: Float[Tensor, " B Z"]
 ) -> Float[Tensor, " B Z"]:
-    """Return r + d x, which is exactly r where d = 0, whatever x."""
-    d = discount.unsqueeze(-1)
-    return torch.where(d == 0, ZERO.to(d.device), d * next_value) + reward.unsqueeze(-1)
+    """Return r + d x, which is exactly r where d = 0; x must be finite there."""
+    return torch.addcmul(reward.unsqueeze(-1), discount.unsqueeze(-1), next_value)
 
 
 def td_loss(
@@ -122,12 +120,11 @@ def td_loss(
     Args:
         huber_delta: beyond it the loss is linear; in units of value. None: never.
     """
-    error = (prediction - target).squeeze(-1)
-    magnitude = error.abs()
-    if huber_delta is None:
-        return QTerms(0.5 * error.square(), magnitude, error.unsqueeze(-1))
-    grad = error.clamp(-huber_delta, huber_delta).unsqueeze(-1)
-    return QTerms(huber_loss(error, huber_delta), magnitude, grad)
+    grad = error = prediction - target
+    if huber_delta is not None:
+        grad = error.clamp(-huber_delta, huber_delta)
+    loss = grad * torch.add(error, grad, alpha=-0.5)  # as in `huber_loss`; ½ δ² if nothing clips
+    return QTerms(loss.squeeze(-1), error.abs().squeeze(-1), grad)
 
 
 def project_categorical(
