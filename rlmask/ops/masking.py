@@ -166,11 +166,10 @@ def masked_argmax(
 ) -> Int[Tensor, "*batch"]:
     """Return the valid action of the highest value, the lowest index among equals.
 
-    Valid whatever the values: -inf counts as the finite minimum of the dtype.
+    Valid whatever the values: -inf counts as the dtype's finite minimum, NaN as the highest.
     """
     scores = _at_least_float32(values)
-    finite = scores.clamp(min=torch.finfo(scores.dtype).min)  # a NaN stays, and is the highest
-    return masked_scores(finite, mask).argmax(dim=-1)
+    return masked_scores(scores.clamp(min=torch.finfo(scores.dtype).min), mask).argmax(dim=-1)
 
 
 def masked_max(
