@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -136,7 +136,7 @@ class DQNConfig:
     huber_delta: float | None = 1.0
     """Where the loss turns linear, in units of value (not for categorical); None: squared error."""
     target_update_period: int = 250
-    """Gradient steps between two updates of the target network."""
+    """Gradient steps between two updates of the target network; in whole phases."""
     target_update_rate: float = 1.0
     """Share of the online weights it then takes over: 1 copies them, less is Polyak averaging."""
     epsilon_start: float = 1.0
@@ -262,22 +262,21 @@ def _train(
     for update in range(first_update, config.num_updates + 1):
         episodes: list[Episode] = []
         seen: list[Learned] = []
-        batch: Transition | None = None  # the last minibatch
+        drawn: Transition | None = None
         epsilon = learning_rate = 0.0
         phases = range((update - 1) * config.phases_per_update, update * config.phases_per_update)
         for phase in phases:
-            env_steps = phase * config.steps_per_phase
-            epsilon, learning_rate, beta = scheduled(config, env_steps)
+            epsilon, learning_rate, beta = scheduled(config, phase * config.steps_per_phase)
             obs, action_mask, ended = collect(
                 envs, state, obs, action_mask, config.num_steps, epsilon, device
             )
             episodes += ended
             learning_phase = phase + 1 - first_learning_phase
-            for i in range(config.num_gradient_steps if learning_phase >= 0 else 0):
-                learned, batch = learn(state, config, learning_rate, beta, device)
-                seen.append(learned)
-                step = learning_phase * config.num_gradient_steps + i + 1
-                if step % config.target_update_period == 0:
+            if learning_phase >= 0:
+                learned, drawn = learn(state, config, learning_rate, beta, device)
+                seen += learned
+                num_learned = (learning_phase + 1) * config.num_gradient_steps
+                if num_learned % config.target_update_period < config.num_gradient_steps:
                     state.target_weights.lerp_(state.optimizer.weights, config.target_update_rate)
         for episode in episodes:
             state.recent[episode.game].append(episode)
@@ -287,7 +286,7 @@ def _train(
             env_steps=update * config.steps_per_update,
             metrics={
                 **episode_metrics([e for game in state.recent for e in game], names),
-                **metrics_of(seen, batch, state.network),
+                **metrics_of(seen, drawn, state.network),
                 "replay/transitions": float(len(state.replay)),
                 "train/epsilon": epsilon,
                 "train/learning_rate": learning_rate,
@@ -454,8 +453,7 @@ def collect(
     return obs, action_mask, episodes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Learned:
+class Learned(NamedTuple):
     """What is logged of a gradient step."""
 
     loss: Tensor  # [B]
@@ -470,82 +468,87 @@ def learn(
     learning_rate: float,
     importance_exponent: float,
     device: torch.device,
-) -> tuple[Learned, Transition]:
-    """Take one gradient step on a minibatch from the replay buffer; return that minibatch too.
+) -> tuple[list[Learned], Transition]:
+    """Take the gradient steps of a phase; return what to log of each, and what was drawn.
+
+    Their minibatches are drawn together, and the targets of all are from before the first step.
 
     Raises:
-        FloatingPointError: if the gradient is not finite; the weights are then as before.
+        FloatingPointError: if a gradient is not finite; the weights are then as before that step.
     """
-    batch, index, weight = state.replay.sample(
-        config.batch_size,
+    size = config.batch_size
+    drawn, index, weight = state.replay.sample(
+        config.num_gradient_steps * size,
         gamma=config.gamma,
         n_step=config.n_step,
         importance_exponent=importance_exponent,
     )
     if device.type != "cpu":
-        batch, weight = tree_map(lambda x: x.to(device), batch), weight.to(device)
-    check_action(batch.action_mask, batch.action)
-    next_prediction = successor(state.network, state.target, batch, config.double)
-    outputs, pullback = state.network.vjp(batch.obs, batch.action_mask)
-    terms = loss_of(values_of(outputs, batch.action), next_prediction, batch, config, state.network)
-    grad = terms.grad * (weight / config.batch_size).unsqueeze(-1)
-    pullback(values_of_gradient(grad, batch.action, outputs))
-    norm = float(state.optimizer.gradient_norm())
-    if not math.isfinite(norm):
-        raise FloatingPointError(
-            "the gradient is not finite. Look for huge rewards or observations, or lower "
-            "learning_rate"
-        )
-    state.optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+        drawn, weight = tree_map(lambda x: x.to(device), drawn), weight.to(device)
+    check_action(drawn.action_mask, drawn.action)
+    targets = targets_of(state, drawn, config.double)
+    learned: list[Learned] = []
+    columns = drawn.obs, drawn.action_mask, drawn.action, targets, weight / size
+    for obs, mask, action, target, share in zip(*(x.split(size) for x in columns), strict=True):
+        outputs, pullback = state.network.vjp(obs, mask)
+        terms = loss_of(values_of(outputs, action), target, config)
+        pullback(values_of_gradient(terms.grad * share.unsqueeze(-1), action, outputs))
+        norm = float(state.optimizer.gradient_norm())
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                "the gradient is not finite. Look for huge rewards or observations, or lower "
+                "learning_rate"
+            )
+        state.optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+        learned.append(Learned(terms.loss, terms.error, norm))
     if config.prioritized:
-        state.replay.update_priorities(index, terms.error.cpu())
-    return Learned(loss=terms.loss, error=terms.error, norm=norm), batch
+        errors = torch.cat([step.error for step in learned])
+        state.replay.update_priorities(index, errors.cpu())
+    return learned, drawn
 
 
-def successor(
-    network: QNetwork, target: QNetwork, batch: Transition, double: bool
-) -> Float[Tensor, " B Z"]:
-    """Return what the target network predicts for the best valid action of the next state.
+def targets_of(state: State, drawn: Transition, double: bool) -> Float[Tensor, " B Z"]:
+    """Return reward plus discounted value, or distribution, of the best valid next action.
 
-    The best by the online network if `double`, else by the target network itself.
+    The best by the online network if `double`, else by the target network; its value is always the
+    target network's.
     """
-    mask = bootstrap_mask(batch.next_action_mask, batch.discount)
-    predictions = target(batch.next_obs, mask)
-    scores = network.values(batch.next_obs, mask) if double else target.expected(predictions)
-    return choose_values(scores, mask, predictions)
+    mask = bootstrap_mask(drawn.next_action_mask, drawn.discount)
+    predictions = state.target.forward(drawn.next_obs, mask)
+    if double:
+        scores = state.network.values(drawn.next_obs, mask)
+    else:
+        scores = state.target.expected(predictions)
+    best = choose_values(scores, mask, predictions)
+    support = state.target.support
+    if support is None:
+        return discounted(drawn.reward, drawn.discount, best)
+    return project_categorical(torch.softmax(best, -1), drawn.reward, drawn.discount, support)
 
 
 def loss_of(
-    prediction: Float[Tensor, " B Z"],
-    next_prediction: Float[Tensor, " B Z"],
-    batch: Transition,
-    config: DQNConfig,
-    network: QNetwork,
+    prediction: Float[Tensor, " B Z"], target: Float[Tensor, " B Z"], config: DQNConfig
 ) -> QTerms:
-    """Return the loss of a prediction against reward plus discounted next prediction."""
-    if network.support is not None:
-        target_probs = project_categorical(
-            torch.softmax(next_prediction, -1), batch.reward, batch.discount, network.support
-        )
-        return categorical_loss(prediction, target_probs)
-    target = discounted(batch.reward, batch.discount, next_prediction)
+    """Return the loss of what is predicted of the chosen actions."""
+    if config.distribution == "categorical":
+        return categorical_loss(prediction, target)
     if config.distribution == "quantile":
         return quantile_huber_loss(prediction, target, config.huber_delta or math.nan)
     return td_loss(prediction, target, config.huber_delta)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def metrics_of(
-    seen: list[Learned], batch: Transition | None, network: QNetwork
+    seen: list[Learned], drawn: Transition | None, network: QNetwork
 ) -> dict[str, float]:
-    """Return the metrics of some gradient steps, and of the last minibatch; none of none."""
-    if batch is None:
+    """Return the metrics of some gradient steps, and of what was drawn last; none of none."""
+    if drawn is None:
         return {}
-    values = network.values(batch.obs, batch.action_mask)
+    values = network.values(drawn.obs, drawn.action_mask)
     return {
-        "loss/q": torch.cat([learned.loss for learned in seen]).mean().item(),
-        "loss/td_error": torch.cat([learned.error for learned in seen]).mean().item(),
-        "loss/grad_norm": sum(learned.norm for learned in seen) / len(seen),
-        "loss/q_value": masked_max(values, batch.action_mask).mean().item(),
-        "mask/valid_fraction": batch.action_mask.float().mean().item(),
+        "loss/q": torch.cat([step.loss for step in seen]).mean().item(),
+        "loss/td_error": torch.cat([step.error for step in seen]).mean().item(),
+        "loss/grad_norm": sum(step.norm for step in seen) / len(seen),
+        "loss/q_value": masked_max(values, drawn.action_mask).mean().item(),
+        "mask/valid_fraction": drawn.action_mask.float().mean().item(),
     }
