@@ -489,7 +489,8 @@ def learn(
     targets = targets_of(state, drawn, config.double)
     learned: list[Learned] = []
     columns = drawn.obs, drawn.action_mask, drawn.action, targets, weight / size
-    for obs, mask, action, target, share in zip(*(x.split(size) for x in columns), strict=True):
+    minibatches = zip(*(x.chunk(config.num_gradient_steps) for x in columns), strict=True)
+    for obs, mask, action, target, share in minibatches:
         outputs, pullback = state.network.vjp(obs, mask)
         terms = loss_of(values_of(outputs, action), target, config)
         pullback(values_of_gradient(terms.grad * share.unsqueeze(-1), action, outputs))

@@ -19,7 +19,7 @@ from rlmask.ops import (
     masked_inverse_cdf,
     split_parts,
 )
-from rlmask.torso import Activation, Torso, grad_of
+from rlmask.torso import Activation, Torso, find_quickly, grad_of
 from rlmask.types import ActionSpec, ObsSpec, Policy
 
 
@@ -60,6 +60,7 @@ class ActorCritic(nn.Module):
             self.register_buffer("obs_mean", torch.zeros(obs.shape, dtype=torch.float64))
             self.register_buffer("obs_var", torch.ones(obs.shape, dtype=torch.float64))
             self.register_buffer("obs_count", torch.full((), 1e-4, dtype=torch.float64))
+        find_quickly(self)
 
     def forward(self, obs: Tensor) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
         """Return logits and value."""
@@ -160,6 +161,7 @@ class QNetwork(nn.Module):
         self.head = head(width, action.num_actions * num_outputs, 0.01, generator)
         self.value_head = head(width, num_outputs, 0.01, generator) if dueling else None
         self.register_buffer("support", support, persistent=False)
+        find_quickly(self)
 
     def forward(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Float[Tensor, " B A Z"]:
         """Return the numbers of each action, also of the invalid ones.
@@ -196,13 +198,14 @@ class QNetwork(nn.Module):
         """
         features, torso_pullback = self.torso.vjp(obs)
         outputs = self.outputs(features, action_mask)
+        head, value_head = self.head, self.value_head
 
         def pullback(grad: Tensor) -> None:  # [B, A, Z]
             grad_features = torch.empty_like(features)
-            if self.value_head is not None:
+            if value_head is not None:
                 grad_value, grad = dueling_gradient(grad, action_mask)
-                linear_pullback(self.value_head, features[0], grad_value, grad_features[0])
-            linear_pullback(self.head, features[-1], grad.flatten(1), grad_features[-1])
+                linear_pullback(value_head, features[0], grad_value, grad_features[0])
+            linear_pullback(head, features[-1], grad.flatten(1), grad_features[-1])
             torso_pullback(grad_features)
 
         return outputs, pullback
@@ -212,9 +215,10 @@ def linear_pullback(
     layer: nn.Linear, x: Float[Tensor, " B H"], grad: Float[Tensor, " B Z"], out: Tensor
 ) -> None:
     """Write the gradient of a layer's parameters, and to `out` that of its input."""
-    torch.mm(grad.mT, x, out=grad_of(layer.weight))
+    weight = layer.weight
+    torch.mm(grad.mT, x, out=grad_of(weight))
     torch.sum(grad, 0, out=grad_of(layer.bias))
-    torch.mm(grad, layer.weight, out=out)
+    torch.mm(grad, weight, out=out)
 
 
 def head(in_features: int, out_features: int, gain: float, generator: torch.Generator) -> nn.Linear:

@@ -20,6 +20,8 @@ from rlmask.types import ObsSpec
 Activation = Literal["tanh", "relu"]
 SQRT_2 = math.sqrt(2)  # gain of hidden layers
 MINUS_ONE = torch.tensor(-1.0)
+tanh_backward = torch.ops.aten.tanh_backward.default
+threshold_backward = torch.ops.aten.threshold_backward.default
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -35,12 +37,12 @@ def tanh(x: Tensor) -> Tensor:
 
 def tanh_derivative(grad: Tensor, y: Tensor) -> Tensor:
     """Return the gradient by x, from that by y = tanh x."""
-    return torch.ops.aten.tanh_backward(grad, y)
+    return tanh_backward(grad, y)
 
 
 def relu_derivative(grad: Tensor, y: Tensor) -> Tensor:
     """Return the gradient by x, from that by y = max(x, 0)."""
-    return torch.ops.aten.threshold_backward(grad, y, 0)
+    return threshold_backward(grad, y, 0)
 
 
 ACTIVATIONS = {"tanh": (tanh, tanh_derivative), "relu": (torch.relu, relu_derivative)}
@@ -63,6 +65,7 @@ class GroupLinear(nn.Module):
         self, groups: int, in_features: int, out_features: int, generator: torch.Generator
     ) -> None:
         super().__init__()
+        self.groups = groups
         weights = [orthogonal(in_features, out_features, SQRT_2, generator) for _ in range(groups)]
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(groups, 1, out_features))
@@ -75,13 +78,14 @@ class GroupLinear(nn.Module):
         self, x: Float[Tensor, " X B inputs"], grad: Float[Tensor, " G B H"]
     ) -> Float[Tensor, " X B inputs"]:
         """Write the gradient of the parameters from that of the output; return the input's."""
-        torch.bmm(self._rows(x).mT, grad, out=grad_of(self.weight))
+        weight = self.weight
+        torch.bmm(self._rows(x).mT, grad, out=grad_of(weight))
         torch.sum(grad, 1, keepdim=True, out=grad_of(self.bias))
-        grad = torch.bmm(grad, self.weight.mT)
-        return grad if len(x) == len(grad) else grad.sum(0, keepdim=True)
+        grad = torch.bmm(grad, weight.mT)
+        return grad if x.shape[0] == self.groups else grad.sum(0, keepdim=True)
 
     def _rows(self, x: Tensor) -> Tensor:
-        return x if len(x) == len(self.weight) else x.expand(len(self.weight), -1, -1)
+        return x if x.shape[0] == self.groups else x.expand(self.groups, -1, -1)
 
 
 class GroupLayerNorm(nn.Module):
@@ -139,12 +143,12 @@ class FirstLayer(nn.Module):
 
     def pullback(self, obs: Tensor, grad: Float[Tensor, " G B H"]) -> Tensor:
         """Write the gradient of the parameters from that of the output; return the latter."""
-        rows = grad.transpose(0, 1).flatten(1)  # [B, G*H]
+        rows, weight = grad.transpose(0, 1).flatten(1), self.weight  # [B, G*H]
         torch.sum(rows, 0, out=grad_of(self.bias))
         if self.discrete:
-            grad_of(self.weight).zero_().index_add_(0, obs, rows)
+            grad_of(weight).zero_().index_add_(0, obs, rows)
         else:
-            torch.mm(obs.mT, rows, out=grad_of(self.weight))
+            torch.mm(obs.mT, rows, out=grad_of(weight))
         return grad
 
 
@@ -272,6 +276,16 @@ class Torso(nn.Module):
         gradients = torch.autograd.grad(output, parameters, grad)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             grad_of(parameter).copy_(gradient)
+
+
+def find_quickly(network: nn.Module) -> None:
+    """Let parameters and layers be found like any attribute; call it when the network is made.
+
+    nn.Module keeps them in dictionaries of its own, and looks there last and in Python: dozens of
+    times in a gradient step, for a tenth of its time if the network is small.
+    """
+    for module in network.modules():
+        module.__dict__.update({**module._parameters, **module._modules})
 
 
 def orthogonal(

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -285,3 +286,14 @@ def test_a_q_policy_takes_valid_actions_only(epsilon):
     assert share == pytest.approx(1 - epsilon / 2, abs=0.05)
     with pytest.raises(TypeError, match="observations are"):
         policy(torch.zeros(1, 5, dtype=torch.int64), mask[:1])
+
+
+def test_parameters_are_found_quickly_and_are_still_those_of_the_module():
+    network = make_q(VECTOR)
+    for own in (network, copy.deepcopy(network), copy.deepcopy(network).double()):
+        assert "weight" in vars(own.head), "nn.Module would look for it last"
+        for name, parameter in own.named_parameters():
+            *path, last = name.split(".")
+            assert vars(own.get_submodule(".".join(path)))[last] is parameter
+    network.head.weight = torch.nn.Parameter(torch.zeros(3, 6))
+    assert dict(network.named_parameters())["head.weight"] is network.head.weight

@@ -242,10 +242,10 @@ def masked_epsilon_greedy(
 
     The latter is the best by independent uniform scores: each valid one has the same chance to be.
     """
-    draw = torch.rand(
-        (*values.shape[:-1], values.shape[-1] + 1), generator=generator, device=values.device
-    )
-    return masked_argmax(torch.where(draw[..., :1] < epsilon, draw[..., 1:], values), mask)
+    num = values.shape[-1]
+    draw = torch.rand((*values.shape[:-1], num + 1), generator=generator, device=values.device)
+    explore, scores = draw.split((1, num), dim=-1)
+    return masked_argmax(torch.where(explore < epsilon, scores, values), mask)
 
 
 def boltzmann(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlmask.ops.losses import huber_loss
 from rlmask.ops.masking import masked_argmax, masked_mean
+from rlmask.ops.rows import ZERO
 
 
 class QTerms(NamedTuple):
@@ -68,7 +69,7 @@ def bootstrap_mask(
 
     There the mask may be empty, and whatever is chosen is multiplied with a discount of 0.
     """
-    return mask | (discount == 0).unsqueeze(-1)
+    return mask | torch.eq(discount.unsqueeze(-1), ZERO)
 
 
 def choose_values(

@@ -248,7 +248,7 @@ class MaskedEnv:
                 )
             padded = np.zeros(self.spec.obs.shape, own.dtype)
             padded[where] = convert(obs)
-            if own.dtype == "float32" and not np.isfinite(padded).all():
+            if own.dtype == "float32" and np.count_nonzero(np.isfinite(padded)) < padded.size:
                 raise EnvError(f"{self.where}: the observation is not finite: {obs}")
             return padded
 
