@@ -1,16 +1,17 @@
 """Kill a training run at random moments, resume it, and compare it with one left in peace.
 
-    python scripts/kill_and_resume.py              # 50 kills, about a quarter of an hour on 2 cores
-    python scripts/kill_and_resume.py --kills 200 --seed 1
+    python scripts/kill_and_resume.py              # PPO, 50 kills, a quarter of an hour on 2 cores
+    python scripts/kill_and_resume.py --algo dqn --kills 200 --seed 1
 
 Measures how often a run that SIGKILL hit can be resumed, and how often it then ends as if nothing
-had happened. First `rlmask train` trains Taxi-v4 undisturbed, with a checkpoint after every update.
+had happened. First `rlmask train` trains Taxi-v4 undisturbed, with a checkpoint after every update;
+DQN with a prioritised replay buffer that is soon full and written over.
 Then, `--kills` times, the same run is started in a process of its own, killed after a time drawn
 uniformly from 0 to the duration of the undisturbed one (again, if the run had ended by then), and
 resumed by `rlmask train --resume`; if the kill came before there was a run directory, it is started
 again. `resumed` counts the runs that came to their end that way. `equal` counts those whose last
-checkpoint (weights, optimizer, random numbers, envs) and metrics.jsonl equal the undisturbed run's
-in every bit; only times and speeds are left out. Exits with 1 unless all are.
+checkpoint (weights, optimizer, random numbers, envs, replay buffer) and metrics.jsonl equal those
+of the undisturbed run in every bit; only times and speeds are left out. Exits with 1 unless all do.
 """
 
 import argparse
@@ -30,21 +31,20 @@ from rlmask import checkpoint
 from rlmask.log import read_metrics
 from rlmask.types import Chunk
 
-CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "taxi.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+COMMON = "--eval-episodes 5 --checkpoint-seconds 0 --device cpu"
 SETTINGS = {
-    "--total-steps": 24576,
-    "--num-envs": 16,
-    "--num-steps": 64,
-    "--eval-episodes": 5,
-    "--eval-period": 8,
-    "--checkpoint-seconds": 0,
-    "--device": "cpu",
+    "ppo": "--total-steps 24576 --num-envs 16 --num-steps 64 --eval-period 8",
+    "dqn": "--total-steps 8192 --phases-per-update 64 --eval-period 4 "
+    "--replay-capacity 3000 --prioritized",
+    "pqn": "--total-steps 65536 --num-envs 16 --num-steps 64 --eval-period 8",
 }
 
 
-def start_command(run_dir: Path) -> list[str]:
-    flags = [str(word) for flag in SETTINGS.items() for word in flag]
-    return [*rlmask("train"), str(CONFIG), *flags, "--run-dir", str(run_dir)]
+def start_command(algo: str, run_dir: Path) -> list[str]:
+    config = CONFIGS / algo / "taxi.yaml"
+    flags = [*COMMON.split(), *SETTINGS[algo].split()]
+    return [*rlmask("train"), str(config), *flags, "--run-dir", str(run_dir)]
 
 
 def resume_command(run_dir: Path) -> list[str]:
@@ -111,17 +111,16 @@ def stage(run_dir: Path) -> str:
 
 
 def try_once(
-    run_dir: Path, duration: float, rng: random.Random, expected: Any
+    start: list[str], run_dir: Path, duration: float, rng: random.Random, expected: Any
 ) -> tuple[bool, bool]:
     """Kill a run and go on with it; return whether it came to its end, and to the same one."""
     seconds = rng.uniform(0, duration)
-    while not kill_after(start_command(run_dir), seconds):
+    while not kill_after(start, seconds):
         shutil.rmtree(run_dir)  # it was quicker than the undisturbed one
         seconds = rng.uniform(0, duration)
     at = stage(run_dir)
     exists = (run_dir / "config.yaml").exists()
-    command = (resume_command if exists else start_command)(run_dir)
-    resumed, said = finish(command, limit=60 + 10 * duration)
+    resumed, said = finish(resume_command(run_dir) if exists else start, limit=60 + 10 * duration)
     equal = resumed and result(run_dir) == expected
     outcome = "equal" if equal else "DIFFERENT" if resumed else f"NOT RESUMED: {said}"
     print(f"killed after {seconds:5.2f} s, {at}: {outcome}", flush=True)
@@ -132,6 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--algo", choices=list(SETTINGS), default="ppo")
     parser.add_argument("--kills", type=int, default=50, help="how many runs to kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
@@ -141,7 +141,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         reference = Path(name) / "reference"
         start = time.perf_counter()
-        done, said = finish(start_command(reference), limit=600)
+        done, said = finish(start_command(options.algo, reference), limit=600)
         duration = time.perf_counter() - start
         if not done:
             print(f"the undisturbed run failed: {said}", file=sys.stderr)
@@ -151,7 +151,8 @@ def main() -> int:
         outcomes = []
         for number in range(options.kills):
             run_dir = Path(name) / f"{number}"
-            outcomes.append(try_once(run_dir, duration, rng, expected))
+            command = start_command(options.algo, run_dir)
+            outcomes.append(try_once(command, run_dir, duration, rng, expected))
             if all(outcomes[-1]):
                 shutil.rmtree(run_dir)
     resumed, equal = (sum(column) for column in zip(*outcomes, strict=True))

@@ -1,6 +1,7 @@
-"""Train configs/ppo/taxi.yaml on several seeds; print returns, training time and invalid actions.
+"""Train Taxi-v4 on several seeds; print returns, training time and invalid actions.
 
-    python scripts/taxi_seeds.py --seeds 10
+    python scripts/taxi_seeds.py                           # configs/ppo/taxi.yaml, 10 seeds
+    python scripts/taxi_seeds.py configs/dqn/taxi.yaml --seeds 10
 
 The sampled return is the mean over 100 greedy episodes that training never saw. The exact one is
 the mean over all starts, from Taxi's own table of transitions; no policy can have more than 7.93.
@@ -41,6 +42,7 @@ def exact_return(policy: Policy, max_steps: int = 200) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train Taxi on several seeds.")
+    parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="of a run on Taxi-v4")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--threshold", type=float, default=7.5, help="mean return to reach")
     arguments = parser.parse_args()
@@ -48,7 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(arguments.seeds):
             run = Path(folder) / str(seed)
-            command = ["-m", "rlmask.cli", "train", CONFIG, "--seed", seed, "--run-dir", run]
+            command = ["-m", "rlmask.cli", "train", arguments.config]
+            command += ["--seed", seed, "--run-dir", run]
             subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
             result = json.loads((run / "result.json").read_text())
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -1,0 +1,139 @@
+"""Train the same learner on Taxi-v4 with and without its mask; count env steps, draw the curves.
+
+    python scripts/mask_ablation.py                             # DQN, 10 seeds, some minutes
+    python scripts/mask_ablation.py configs/pqn/taxi.yaml --out pqn.png
+
+Without the mask the env is the same and forgives: an action that would change nothing costs what it
+costs in Taxi-v4, 1, or 10 to pick up or drop off at the wrong place. The network, the settings and
+the seeds are the same too. After every update the greedy policy's exact return is computed, the
+mean over all starts from Taxi's own table of transitions; without the mask it chooses among all
+actions there as well. A run ends when that is --threshold or more.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from side_by_side import interval
+from taxi_seeds import exact_return
+from torch import Tensor
+
+from rlmask import runs
+from rlmask.config import read_yaml
+from rlmask.types import Policy, Update
+
+CONFIG = Path(__file__).parents[1] / "configs" / "dqn" / "taxi.yaml"
+MASKED, UNMASKED = "Taxi-v4", "TaxiWithoutMask-v4"
+COLOURS = {MASKED: "tab:blue", UNMASKED: "tab:orange"}
+LABELS = {MASKED: "with the mask", UNMASKED: "without"}
+NO_END = -200.0  # what 200 steps on the road cost
+Curve = list[tuple[int, float]]  # env steps, exact return
+
+
+class WithoutMask(gym.Wrapper):
+    """Takes the mask out of `info`."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        obs, info = self.env.reset(**kwargs)
+        del info["action_mask"]
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take an action."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        del info["action_mask"]
+        return obs, reward, terminated, truncated, info
+
+
+def curve(updates: Iterable[Update], env: str, threshold: float) -> Curve:
+    """Return the exact return of the greedy policy after every update, up to the threshold."""
+    points: Curve = [(0, NO_END)]
+    for update in updates:
+        policy = update.policy if env == MASKED else partial(ignoring_mask, update.policy)
+        points.append((update.env_steps, max(NO_END, exact_return(policy))))
+        if points[-1][1] >= threshold:
+            break
+    return points
+
+
+def ignoring_mask(policy: Policy, obs: Tensor, action_mask: Tensor) -> Tensor:
+    """Return the best of all actions."""
+    return policy(obs, torch.ones_like(action_mask))
+
+
+def draw(curves: dict[str, list[Curve]], threshold: float, out: Path) -> None:
+    """Save a picture: a thin line a seed, a thick one of the median."""
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for env, runs_of_env in curves.items():
+        colour = COLOURS[env]
+        for points in runs_of_env:
+            steps, returns = zip(*points, strict=True)
+            axes.plot([s / 1000 for s in steps], returns, color=colour, alpha=0.25, linewidth=0.8)
+        longest = max(runs_of_env, key=len)
+        held = [[p[min(i, len(p) - 1)][1] for p in runs_of_env] for i in range(len(longest))]
+        median = [statistics.median(column) for column in held]
+        steps = [s / 1000 for s, _ in longest]
+        axes.plot(steps, median, color=colour, linewidth=2, label=LABELS[env])
+    axes.axhline(threshold, color="black", linestyle=":", linewidth=1)
+    axes.text(axes.get_xlim()[1], threshold, f"{threshold} ", ha="right", va="bottom")
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_yticks(
+        [NO_END, -100, -50, -20, -10, 0, 10], ["-200", "-100", "-50", "-20", "-10", "0", "10"]
+    )
+    axes.set_xlim(left=0)
+    axes.set_ylim(-230, 14)
+    axes.set_xlabel("env steps, thousands")
+    axes.set_ylabel("return of the greedy policy")
+    axes.set_title("Taxi-v4: the same learner with and without its mask (median and seeds)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left")
+    FigureCanvasAgg(figure).print_png(str(out))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train Taxi with and without the mask.")
+    parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="of a run on Taxi-v4")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--threshold", type=float, default=7.5, help="exact return to reach")
+    parser.add_argument("--max-steps", type=int, default=400_000, help="env steps of a run")
+    parser.add_argument("--out", type=Path, default=Path("mask_ablation.png"), help="the picture")
+    arguments = parser.parse_args()
+    gym.register(
+        UNMASKED, lambda **kwargs: WithoutMask(gym.make(MASKED, disable_env_checker=True, **kwargs))
+    )
+    run = runs.parse_config(read_yaml(arguments.config), str(arguments.config))
+    _, train, _ = runs.ALGORITHMS[run.algo]
+    curves: dict[str, list[Curve]] = {MASKED: [], UNMASKED: []}
+    for seed in range(arguments.seeds):
+        settings = replace(run.settings, seed=seed, total_steps=arguments.max_steps)
+        said = []
+        for env, done in curves.items():
+            done.append(curve(train(replace(settings, env=env)), env, arguments.threshold))
+            env_steps, reached = done[-1][-1]
+            said.append(f"{LABELS[env]} {env_steps:,} env steps to {reached:.2f}")
+        print(f"seed {seed}: {', '.join(said)}", flush=True)
+    draw(curves, arguments.threshold, arguments.out)
+    needed = {env: [points[-1][0] for points in done] for env, done in curves.items()}
+    for env, done in curves.items():
+        reached = sum(points[-1][1] >= arguments.threshold for points in done)
+        median = statistics.median(needed[env])
+        print(f"{LABELS[env]}: {reached} of {arguments.seeds} reach it, median {median:,.0f} steps")
+    ratios = [u / m for m, u in zip(needed[MASKED], needed[UNMASKED], strict=True)]
+    low, high = interval(ratios)
+    print(
+        f"without / with: {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}], {arguments.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()
