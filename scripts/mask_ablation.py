@@ -7,9 +7,9 @@ Without the mask the env is the same and forgives: an action that would change n
 costs in Taxi-v4, 1, or 10 to pick up or drop off at the wrong place. The network, the settings and
 the seeds are the same too. After every update the greedy policy's exact return is computed, the
 mean over all starts from Taxi's own table of transitions; without the mask it chooses among all
-actions there as well. A run ends when that is --threshold or more for the first time; one that
-never is counts with all its steps, and the ratio is then a lower bound of it. A schedule that ends
-at total_steps, as PQN's learning rate, ends at --max-steps here.
+actions there as well. A run ends when that is --threshold or more for the first time; one where it
+never is counts with all its steps, fewer than it needs. A schedule that ends at total_steps, as
+PQN's learning rate, ends at --max-steps here.
 """
 
 import argparse
@@ -72,6 +72,13 @@ def ignoring_mask(policy: Policy, obs: Tensor, action_mask: Tensor) -> Tensor:
     return policy(obs, torch.ones_like(action_mask))
 
 
+def median_needed(done: list[Curve], threshold: float) -> str:
+    """Return the median of env steps, and that it is more if the run in the middle fell short."""
+    reached = sum(points[-1][1] >= threshold for points in done)
+    median = statistics.median(points[-1][0] for points in done)
+    return f"{'' if 2 * reached > len(done) else 'more than '}{median:,.0f} env steps"
+
+
 def draw(curves: dict[str, list[Curve]], threshold: float, out: Path) -> None:
     """Save a picture: a thin line a seed, a thick one of the median."""
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
@@ -84,8 +91,7 @@ def draw(curves: dict[str, list[Curve]], threshold: float, out: Path) -> None:
         for returns in held:
             axes.plot(thousands, returns, color=COLOURS[env], alpha=0.3, linewidth=0.8)
         median = [statistics.median(column) for column in zip(*held, strict=True)]
-        needed = statistics.median(points[-1][0] for points in done) / 1000
-        label = f"{LABELS[env]}: median {needed:.0f}k env steps"
+        label = f"{LABELS[env]}: median {median_needed(done, threshold)}"
         axes.plot(thousands, median, color=COLOURS[env], linewidth=2, label=label)
     axes.axhline(threshold, color="black", linestyle=":", linewidth=1)
     axes.set_yscale("symlog", linthresh=10)
@@ -127,9 +133,10 @@ def main() -> None:
     needed = {env: [points[-1][0] for points in done] for env, done in curves.items()}
     for env, done in curves.items():
         reached = sum(points[-1][1] >= arguments.threshold for points in done)
+        median = median_needed(done, arguments.threshold)
         print(
-            f"{LABELS[env]}: {reached} of {arguments.seeds} reach {arguments.threshold}, env steps "
-            f"{statistics.median(needed[env]):,.0f} [{min(needed[env]):,}, {max(needed[env]):,}]"
+            f"{LABELS[env]}: {reached} of {arguments.seeds} reach {arguments.threshold}, median "
+            f"{median} [{min(needed[env]):,}, {max(needed[env]):,}]"
         )
     ratios = [u / m for m, u in zip(needed[MASKED], needed[UNMASKED], strict=True)]
     low, high = interval(ratios)
