@@ -26,6 +26,7 @@ from rlmask.flags import check_range, games_of, parse
 from rlmask.networks import DeviceError
 from rlmask.ops import EmptyMaskError, InvalidActionError
 from rlmask.record import VideoError, check_video_path, record_video
+from rlmask.replay import ReplayError
 from rlmask.vector import EnvError, Game, MaskError, MaskSource, SpaceError, check_env, list_envs
 
 USAGE = """\
@@ -51,6 +52,7 @@ EXPECTED_ERRORS = (
     FloatingPointError,
     InvalidActionError,
     MaskError,
+    ReplayError,
     SpaceError,
     VideoError,
     runs.RunError,

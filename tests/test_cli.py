@@ -440,6 +440,14 @@ def test_a_mask_error_is_one_line(rlmask, fault):
     assert f"{env_id('Malformed')}, env 0, episode 1, step 2: " in errors
 
 
+def test_frames_that_are_not_stacked_are_one_line(rlmask):
+    Path("grid.yaml").write_text(f"algo: dqn\nenv: {env_id('Grid')}\nframe_stack: 2\n")
+    code, _, errors = rlmask("train", "grid.yaml", "--run-dir", "run")
+    assert code == 2
+    assert_one_line(errors)
+    assert "set frame_stack to 1" in errors
+
+
 def test_scores_that_are_not_finite_are_one_line(rlmask):
     flags = ["--learning-rate", "1e38", "--total-steps", "320", "--run-dir", "run"]
     code, _, errors = rlmask("train", "config.yaml", *flags)

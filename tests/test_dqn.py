@@ -3,6 +3,9 @@ import pytest
 import torch
 
 from rlmask import dqn, networks, ops
+from rlmask.evaluate import evaluate, summarize
+from rlmask.replay import ReplayError
+from rlmask.vector import Game, SpaceError, make_vector
 
 CORRIDOR = "rlmask-tests/Corridor-v0"
 TWO_STATES = "rlmask-tests/TwoStates-v0"
@@ -157,3 +160,111 @@ def test_a_dueling_mean_over_all_actions_is_noticed(monkeypatch):
         networks, "dueling_values", lambda v, a, mask: masked(v, a, torch.ones_like(mask))
     )
     assert shift() > 10
+
+
+# --- the settings, and what cannot be learned from
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_gradient_steps": 0}, "num_gradient_steps is 0"),
+        ({"phases_per_update": 0}, "phases_per_update is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_starts": 0}, "learning_starts is 0"),
+        ({"n_step": 0}, "n_step is 0"),
+        ({"frame_stack": 0}, "frame_stack is 0"),
+        ({"target_update_period": 0}, "target_update_period is 0"),
+        ({"target_update_rate": 0.0}, "target_update_rate is 0"),
+        ({"target_update_rate": 1.5}, "target_update_rate is 1.5"),
+        ({"epsilon_steps": 0}, "epsilon_steps is 0"),
+        ({"epsilon_start": 1.5}, "epsilon_start is 1.5"),
+        ({"epsilon_end": -0.1}, "epsilon_end is -0.1"),
+        ({"gamma": 1.1}, "gamma is 1.1"),
+        ({"priority_exponent": 2.0}, "priority_exponent is 2.0"),
+        ({"importance_exponent": -1.0}, "importance_exponent is -1.0"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0"),
+        ({"huber_delta": 0.0}, "huber_delta is 0.0"),
+        ({"huber_delta": None, "distribution": "quantile"}, "quantile loss needs"),
+        ({"num_atoms": 1}, "num_atoms is 1"),
+        ({"num_quantiles": 0}, "num_quantiles is 0"),
+        ({"v_min": 1.0, "v_max": 1.0}, "v_min is 1.0"),
+        ({"v_min": float("-inf")}, "v_min is -inf"),
+        ({"replay_capacity": 15}, "replay_capacity is 15: it must be >= 16"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_an_error_that_names_it(changes, words):
+    with pytest.raises(ValueError, match=words):
+        config(**changes)
+
+
+def test_an_action_of_several_parts_is_refused():
+    with pytest.raises(SpaceError, match="3 parts"):
+        next(dqn.train(config("rlmask-tests/Target-v0")))
+
+
+def test_frames_that_are_not_stacked_are_noticed():
+    """The two channels of Grid are not two moments."""
+    with pytest.raises(ReplayError, match="set frame_stack to 1"):
+        next(dqn.train(config("rlmask-tests/Grid-v0", frame_stack=2)))
+
+
+def test_a_gradient_that_is_not_finite_ends_training():
+    with pytest.raises(FloatingPointError, match="gradient is not finite"):
+        last(dqn.train(config(learning_rate=1e38, huber_delta=None)))
+
+
+# --- learning
+
+
+def mean_length(policy, env):
+    """Return how long the env's episodes last under a policy."""
+    envs = make_vector((Game(env_id=env),), 8, 1, stream=1)
+    try:
+        return summarize(evaluate(policy, envs, 64, max_episode_steps=1000)).mean_length
+    finally:
+        envs.close()
+
+
+def shortest_way(obs, action_mask):
+    """Down if that is valid, else to the right in a Grid; to the right in a Corridor."""
+    return torch.where(action_mask[:, 1], 1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "changes"),
+    [
+        (CORRIDOR, {}),
+        ("rlmask-tests/Grid-v0", {"double": False, "dueling": True}),
+        ("rlmask-tests/Stacked-v0", {"frame_stack": 3, "n_step": 3, "prioritized": True}),
+    ],
+    ids=["discrete", "image", "stacked images"],
+)
+def test_it_learns_the_shortest_way(env, changes):
+    settings = {"total_steps": 8192, "gamma": 0.9, "learning_rate": 3e-3, "epsilon_end": 0.3}
+    update = last(dqn.train(config(env, **settings, **changes)))
+    assert mean_length(update.policy, env) == mean_length(shortest_way, env)
+
+
+@pytest.mark.slow
+def test_one_network_learns_two_games_whose_actions_differ():
+    """The union index of a place's best action is another in each game."""
+    games = (
+        Game(env_id=CORRIDOR, action_ids=(0, 1, 2)),
+        Game(env_id=CORRIDOR, env_kwargs={"length": 4}, action_ids=(3, 2, 1)),
+    )
+    settings = config(
+        "", games=games, num_envs=8, total_steps=16_384, gamma=0.9, learning_rate=3e-3
+    )
+    update = last(dqn.train(settings))
+    envs = make_vector(games, 8, 1, stream=1)
+    try:
+        episodes = evaluate(update.policy, envs, 64, max_episode_steps=1000)
+    finally:
+        envs.close()
+    # from a place p the goal at g is g - p steps away, each worth -0.1, the last one +1
+    assert all(e.episode_return == pytest.approx(1 - 0.1 * e.episode_length) for e in episodes)
+    for game, longest in ((0, 5), (1, 3)):
+        assert max(e.episode_length for e in episodes if e.game == game) == longest

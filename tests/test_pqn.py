@@ -1,8 +1,10 @@
 import envs_for_tests
 import pytest
 import torch
+from test_dqn import mean_length, shortest_way
 
 from rlmask import networks, ops, pqn
+from rlmask.vector import SpaceError
 
 TWO_STATES = "rlmask-tests/TwoStates-v0"
 GAMMA = 0.5
@@ -79,3 +81,52 @@ def test_behaviour_without_the_mask_is_refused_by_the_env(monkeypatch):
     monkeypatch.setattr(pqn, "masked_epsilon_greedy", unmasked)
     with pytest.raises(ops.InvalidActionError, match="TwoStates"):
         learned(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_epochs": 0}, "num_epochs is 0"),
+        ({"num_minibatches": 3}, "64 does not divide into num_minibatches = 3"),
+        ({"epsilon_steps": 0}, "epsilon_steps is 0"),
+        ({"epsilon_end": 2.0}, "epsilon_end is 2.0"),
+        ({"gamma": -0.1}, "gamma is -0.1"),
+        ({"q_lambda": 1.1}, "q_lambda is 1.1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"huber_delta": -1.0}, "huber_delta is -1.0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_an_error_that_names_it(changes, words):
+    with pytest.raises(ValueError, match=words):
+        pqn.PQNConfig(**{"env": TWO_STATES, "num_envs": 8, "num_steps": 8, **changes})
+
+
+def test_an_action_of_several_parts_is_refused():
+    with pytest.raises(SpaceError, match="3 parts"):
+        next(pqn.train(pqn.PQNConfig(env="rlmask-tests/Target-v0")))
+
+
+def test_a_gradient_that_is_not_finite_ends_training():
+    run = pqn.PQNConfig(env=TWO_STATES, learning_rate=1e38, layer_norm=False, max_grad_norm=1e38)
+    with pytest.raises(FloatingPointError, match="gradient is not finite"):
+        list(pqn.train(run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["rlmask-tests/Corridor-v0", "rlmask-tests/Grid-v0"])
+def test_it_learns_the_shortest_way(env):
+    run = pqn.PQNConfig(
+        env=env,
+        num_envs=16,
+        num_steps=8,
+        num_minibatches=2,
+        total_steps=32_768,
+        gamma=0.9,
+        learning_rate=3e-3,
+        epsilon_end=0.3,
+        hidden_sizes=(32,),
+    )
+    *_, update = pqn.train(run)
+    assert mean_length(update.policy, env) == mean_length(shortest_way, env)
