@@ -12,8 +12,8 @@ Dimension key: `N` num_envs, `B` batch_size, `A` union actions, `Z` numbers an a
 
 import copy
 import math
-from collections import deque
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -29,6 +29,7 @@ from rlmask.config import (
     check_positive,
     check_unit_interval,
 )
+from rlmask.episodes import RecentEpisodes
 from rlmask.networks import QNetwork, choose_device, q_policy
 from rlmask.ops import (
     QTerms,
@@ -36,13 +37,13 @@ from rlmask.ops import (
     categorical_loss,
     check_action,
     choose_values,
+    debugging,
     discounted,
     linear_schedule,
     masked_epsilon_greedy,
     masked_max,
     project_categorical,
     quantile_huber_loss,
-    set_debug,
     td_loss,
     values_of,
     values_of_gradient,
@@ -58,7 +59,6 @@ from rlmask.types import (
     Transition,
     Update,
     captured_specs,
-    episode_metrics,
     tree_map,
 )
 from rlmask.vector import (
@@ -67,9 +67,9 @@ from rlmask.vector import (
     SpaceError,
     VectorEnv,
     Vectorization,
+    envs_of,
     game_names,
     games_of,
-    make_vector,
 )
 
 
@@ -222,25 +222,13 @@ def train(
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
         ReplayError: if observations are not stacked as `frame_stack` says.
-        FloatingPointError: if a gradient is not finite. Nothing of that update is yielded: resuming
-            goes back to the last checkpoint.
+        FloatingPointError: if a gradient or weights are not finite. Nothing of that update is
+            yielded: resuming goes back to the last checkpoint.
     """
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
-    envs = make_vector(
-        config.all_games,
-        config.num_envs,
-        config.seed,
-        vectorization=config.vectorization,
-        num_actions=config.num_actions,
-    )
-    debug_before = set_debug(True) if config.debug else None
-    try:
+    with debugging(config.debug), closing(envs_of(config)) as envs:
         yield from _train(config, envs, device, resume)
-    finally:
-        if debug_before is not None:
-            set_debug(debug_before)
-        envs.close()
 
 
 def _train(
@@ -256,7 +244,6 @@ def _train(
         obs, action_mask = envs.restore(resume["envs"])
         state.replay.resume(obs, action_mask)
         first_update = resume["update"] + 1
-    names = game_names(config.all_games)
     first_learning_phase = -(-config.learning_starts // config.steps_per_phase)
 
     for update in range(first_update, config.num_updates + 1):
@@ -278,14 +265,14 @@ def _train(
                 num_learned = (learning_phase + 1) * config.num_gradient_steps
                 if num_learned % config.target_update_period < config.num_gradient_steps:
                     state.target_weights.lerp_(state.optimizer.weights, config.target_update_rate)
-        for episode in episodes:
-            state.recent[episode.game].append(episode)
+        state.optimizer.check_weights()
+        state.recent.add(episodes)
 
         yield Update(
             update=update,
             env_steps=update * config.steps_per_update,
             metrics={
-                **episode_metrics([e for game in state.recent for e in game], names),
+                **state.recent.metrics(),
                 **metrics_of(seen, drawn, state.network),
                 "replay/transitions": float(len(state.replay)),
                 "train/epsilon": epsilon,
@@ -320,7 +307,7 @@ class State:
     target_weights: Float[Tensor, " W"]
     replay: Replay
     generator: torch.Generator  # of the exploration, on the CPU
-    recent: list[deque[Episode]]  # the last hundred of each game
+    recent: RecentEpisodes
 
 
 def initial_state(config: DQNConfig, envs: VectorEnv, device: torch.device) -> State:
@@ -354,7 +341,7 @@ def initial_state(config: DQNConfig, envs: VectorEnv, device: torch.device) -> S
             seed=config.seed,
         ),
         generator=generator,
-        recent=[deque(maxlen=100) for _ in config.all_games],
+        recent=RecentEpisodes(game_names(config.all_games)),
     )
 
 
@@ -369,7 +356,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
         "optimizer": state.optimizer.capture(),
         "replay": state.replay.capture(),
         "generator": state.generator.get_state(),
-        "recent_episodes": [vars(episode) for game in state.recent for episode in game],
+        "recent_episodes": state.recent.capture(),
         "envs": envs.capture(),
     }
 
@@ -381,8 +368,7 @@ def restore(state: State, captured: Mapping[str, Any]) -> None:
     state.optimizer.restore(captured["optimizer"])
     state.replay.restore(captured["replay"])
     state.generator.set_state(captured["generator"])
-    for episode in captured["recent_episodes"]:
-        state.recent[episode["game"]].append(Episode(**episode))
+    state.recent.restore(captured["recent_episodes"])
 
 
 def load_policy(config: DQNConfig, state: Mapping[str, Any], *, greedy: bool, seed: int) -> Policy:
@@ -494,13 +480,7 @@ def learn(
         outputs, pullback = state.network.vjp(obs, mask)
         terms = loss_of(values_of(outputs, action), target, config)
         pullback(values_of_gradient(terms.grad * share.unsqueeze(-1), action, outputs))
-        norm = float(state.optimizer.gradient_norm())
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                "the gradient is not finite. Look for huge rewards or observations, or lower "
-                "learning_rate"
-            )
-        state.optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+        norm = state.optimizer.step(learning_rate, config.max_grad_norm)
         learned.append(Learned(terms.loss, terms.error, norm))
     if config.prioritized:
         errors = torch.cat([step.error for step in learned])

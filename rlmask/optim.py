@@ -1,5 +1,6 @@
 """The parameters of a network as one vector, and Adam over it."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -48,14 +49,23 @@ class FlatAdam:
         self._moment2 = torch.zeros_like(self.weights)
         self._num_steps = torch.zeros((), device=self.weights.device)
 
-    def gradient_norm(self) -> Float[Tensor, ""]:
-        """Return the norm of the gradient of all parameters together."""
-        return torch.linalg.vector_norm(self.gradient)
+    def step(self, learning_rate: float, max_norm: float = math.inf) -> float:
+        """Clip the gradient of all parameters together to a norm, step against it.
 
-    def step(self, learning_rate: float, scale: float = 1.0) -> None:
-        """Step against the gradient times `scale`."""
-        if scale != 1.0:
-            self.gradient.mul_(scale)
+        Returns:
+            The norm before clipping.
+
+        Raises:
+            FloatingPointError: if it is not finite; the weights are then as before.
+        """
+        norm = float(torch.linalg.vector_norm(self.gradient))
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                "the gradient is not finite. Look for huge rewards or observations, or lower "
+                "learning_rate"
+            )
+        if norm > max_norm:
+            self.gradient.mul_(max_norm / norm)
         self._num_steps += 1
         # what `torch.optim.Adam(fused=True)` calls, without an optimizer's bookkeeping around it
         torch.ops.aten._fused_adam_.default(
@@ -73,6 +83,12 @@ class FlatAdam:
             amsgrad=False,
             maximize=False,
         )
+        return norm
+
+    def check_weights(self) -> None:
+        """Raise `FloatingPointError` if a weight is not finite any more."""
+        if not self.weights.isfinite().all():
+            raise FloatingPointError("the weights are not finite any more; lower learning_rate")
 
     def capture(self) -> dict[str, Tensor]:
         """Return the moments and the number of steps; the weights are the network's."""

@@ -8,9 +8,8 @@ Reference: Schulman et al. 2017, arXiv:1707.06347; Huang & Ontañón 2022, arXiv
 Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 """
 
-import math
-from collections import deque
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -26,12 +25,14 @@ from rlmask.config import (
     check_positive,
     check_unit_interval,
 )
+from rlmask.episodes import RecentEpisodes
 from rlmask.networks import ActorCritic, actor_policy, choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
     InvalidActionError,
     PPOTerms,
     approximate_kl,
+    debugging,
     explained_variance,
     generalized_advantage_estimation,
     join_parts,
@@ -39,7 +40,6 @@ from rlmask.ops import (
     masked_inverse_cdf,
     masked_ppo_loss,
     ppo_metrics,
-    set_debug,
     split_parts,
 )
 from rlmask.optim import FlatAdam
@@ -52,7 +52,6 @@ from rlmask.types import (
     Rollout,
     Update,
     captured_specs,
-    episode_metrics,
     split,
     tree_map,
 )
@@ -62,9 +61,9 @@ from rlmask.vector import (
     VectorEnv,
     Vectorization,
     VectorStep,
+    envs_of,
     game_names,
     games_of,
-    make_vector,
 )
 
 
@@ -198,20 +197,8 @@ def train(
     """
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
-    envs = make_vector(
-        config.all_games,
-        config.num_envs,
-        config.seed,
-        vectorization=config.vectorization,
-        num_actions=config.num_actions,
-    )
-    debug_before = set_debug(True) if config.debug else None
-    try:
+    with debugging(config.debug), closing(envs_of(config)) as envs:
         yield from _train(config, envs, device, resume)
-    finally:
-        if debug_before is not None:
-            set_debug(debug_before)
-        envs.close()
 
 
 def _train(
@@ -225,7 +212,6 @@ def _train(
         restore(state, resume)
         obs, action_mask = envs.restore(resume["envs"])
         first_update = resume["update"] + 1
-    names = game_names(config.all_games)
 
     for update in range(first_update, config.num_updates + 1):
         learning_rate = config.learning_rate
@@ -234,14 +220,12 @@ def _train(
         rollout, episodes, obs, action_mask = collect(
             envs, state.network, obs, action_mask, config.num_steps, state.generator, device
         )
-        for episode in episodes:
-            state.recent[episode.game].append(episode)
+        state.recent.add(episodes)
         batch = with_advantages(rollout, state.reward_scaler, config)
         losses = learn(
             state.network, state.optimizer, batch, config, learning_rate, state.generator
         )
-        if not state.optimizer.weights.isfinite().all():  # never yielded, so never saved
-            raise FloatingPointError("the weights are not finite any more; lower learning_rate")
+        state.optimizer.check_weights()
         if state.network.normalize_obs:
             state.network.observe(batch.obs)
 
@@ -249,7 +233,7 @@ def _train(
             update=update,
             env_steps=update * config.steps_per_update,
             metrics={
-                **episode_metrics([e for game in state.recent for e in game], names),
+                **state.recent.metrics(),
                 **losses,
                 "loss/explained_variance": explained_variance(
                     batch.value, batch.value_target
@@ -271,7 +255,7 @@ class State:
     optimizer: FlatAdam
     generator: torch.Generator  # of draws and shuffles, on the CPU
     reward_scaler: RewardScaler
-    recent: list[deque[Episode]]  # the last hundred of each game
+    recent: RecentEpisodes
 
 
 def initial_state(config: PPOConfig, envs: VectorEnv, device: torch.device) -> State:
@@ -283,7 +267,7 @@ def initial_state(config: PPOConfig, envs: VectorEnv, device: torch.device) -> S
         optimizer=FlatAdam(network),
         generator=generator,
         reward_scaler=RewardScaler(config.num_envs, config.gamma),
-        recent=[deque(maxlen=100) for _ in config.all_games],
+        recent=RecentEpisodes(game_names(config.all_games)),
     )
 
 
@@ -297,7 +281,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
         "optimizer": state.optimizer.capture(),
         "generator": state.generator.get_state(),
         "reward_scaler": state.reward_scaler.capture(),
-        "recent_episodes": [vars(episode) for game in state.recent for episode in game],
+        "recent_episodes": state.recent.capture(),
         "envs": envs.capture(),
     }
 
@@ -308,8 +292,7 @@ def restore(state: State, captured: Mapping[str, Any]) -> None:
     state.optimizer.restore(captured["optimizer"])
     state.generator.set_state(captured["generator"])
     state.reward_scaler.restore(captured["reward_scaler"])
-    for episode in captured["recent_episodes"]:
-        state.recent[episode["game"]].append(Episode(**episode))
+    state.recent.restore(captured["recent_episodes"])
 
 
 def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, seed: int) -> Policy:
@@ -494,18 +477,11 @@ def learn(
                 entropy_coef=config.entropy_coef,
                 normalize_entropy=config.normalize_entropy,
             )
-            pullback(join_parts(grad_logits, nvec), grad_value)
-            norm = float(optimizer.gradient_norm())
             seen.append(terms)
-            norms.append(norm)
             if config.target_kl is not None and mean_kl(terms) > 1.5 * config.target_kl:
                 return losses_of(seen, norms, config)  # before a step that goes further still
-            if not math.isfinite(norm):
-                raise FloatingPointError(
-                    "the gradient is not finite. Look for huge rewards or observations, or lower "
-                    f"learning_rate ({losses_of(seen[-1:], norms[-1:], config)})"
-                )
-            optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
+            pullback(join_parts(grad_logits, nvec), grad_value)
+            norms.append(optimizer.step(learning_rate, config.max_grad_norm))
     return losses_of(seen, norms, config)
 
 
@@ -515,9 +491,9 @@ def mean_kl(terms: PPOTerms) -> float:
 
 
 def losses_of(seen: list[PPOTerms], norms: list[float], config: PPOConfig) -> dict[str, float]:
-    """Return the metrics of some minibatches."""
-    norm = sum(norms) / len(norms)
-    return {**ppo_metrics(seen, config.clip_range), "loss/grad_norm": norm}
+    """Return the metrics of some minibatches and of the steps taken, if any."""
+    norm = {"loss/grad_norm": sum(norms) / len(norms)} if norms else {}
+    return {**ppo_metrics(seen, config.clip_range), **norm}
 
 
 def standardize(x: Float[Tensor, " M B"]) -> Float[Tensor, " M B"]:

@@ -9,9 +9,8 @@ Williams 1996, doi:10.1007/BF00114731).
 Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 """
 
-import math
-from collections import deque
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -27,15 +26,16 @@ from rlmask.config import (
     check_positive,
     check_unit_interval,
 )
+from rlmask.episodes import RecentEpisodes
 from rlmask.networks import QNetwork, choose_device, q_policy
 from rlmask.ops import (
     QTerms,
     check_action,
+    debugging,
     lambda_return,
     linear_schedule,
     masked_epsilon_greedy,
     masked_max,
-    set_debug,
     td_loss,
     values_of,
     values_of_gradient,
@@ -49,7 +49,6 @@ from rlmask.types import (
     Policy,
     Update,
     captured_specs,
-    episode_metrics,
     split,
     tree_map,
 )
@@ -60,9 +59,9 @@ from rlmask.vector import (
     VectorEnv,
     Vectorization,
     VectorStep,
+    envs_of,
     game_names,
     games_of,
-    make_vector,
 )
 
 
@@ -177,25 +176,13 @@ def train(
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
-        FloatingPointError: if a gradient is not finite. Nothing of that update is yielded: resuming
-            goes back to the last checkpoint.
+        FloatingPointError: if a gradient or weights are not finite. Nothing of that update is
+            yielded: resuming goes back to the last checkpoint.
     """
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
-    envs = make_vector(
-        config.all_games,
-        config.num_envs,
-        config.seed,
-        vectorization=config.vectorization,
-        num_actions=config.num_actions,
-    )
-    debug_before = set_debug(True) if config.debug else None
-    try:
+    with debugging(config.debug), closing(envs_of(config)) as envs:
         yield from _train(config, envs, device, resume)
-    finally:
-        if debug_before is not None:
-            set_debug(debug_before)
-        envs.close()
 
 
 def _train(
@@ -209,7 +196,6 @@ def _train(
         restore(state, resume)
         obs, action_mask = envs.restore(resume["envs"])
         first_update = resume["update"] + 1
-    names = game_names(config.all_games)
 
     for update in range(first_update, config.num_updates + 1):
         learning_rate = config.learning_rate
@@ -224,15 +210,15 @@ def _train(
         batch, episodes, obs, action_mask = collect(
             envs, state, obs, action_mask, config, epsilon, device
         )
-        for episode in episodes:
-            state.recent[episode.game].append(episode)
+        state.recent.add(episodes)
         losses = learn(state, batch, config, learning_rate)
+        state.optimizer.check_weights()
 
         yield Update(
             update=update,
             env_steps=update * config.steps_per_update,
             metrics={
-                **episode_metrics([e for game in state.recent for e in game], names),
+                **state.recent.metrics(),
                 **losses,
                 "mask/valid_fraction": batch.action_mask.float().mean().item(),
                 "train/epsilon": epsilon,
@@ -251,7 +237,7 @@ class State:
     network: QNetwork
     optimizer: FlatAdam
     generator: torch.Generator  # of exploration and shuffles, on the CPU
-    recent: list[deque[Episode]]  # the last hundred of each game
+    recent: RecentEpisodes
 
 
 def initial_state(config: PQNConfig, envs: VectorEnv, device: torch.device) -> State:
@@ -272,7 +258,7 @@ def initial_state(config: PQNConfig, envs: VectorEnv, device: torch.device) -> S
         network=network,
         optimizer=FlatAdam(network),
         generator=generator,
-        recent=[deque(maxlen=100) for _ in config.all_games],
+        recent=RecentEpisodes(game_names(config.all_games)),
     )
 
 
@@ -285,7 +271,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.capture(),
         "generator": state.generator.get_state(),
-        "recent_episodes": [vars(episode) for game in state.recent for episode in game],
+        "recent_episodes": state.recent.capture(),
         "envs": envs.capture(),
     }
 
@@ -295,8 +281,7 @@ def restore(state: State, captured: Mapping[str, Any]) -> None:
     state.network.load_state_dict(captured["network"])
     state.optimizer.restore(captured["optimizer"])
     state.generator.set_state(captured["generator"])
-    for episode in captured["recent_episodes"]:
-        state.recent[episode["game"]].append(Episode(**episode))
+    state.recent.restore(captured["recent_episodes"])
 
 
 def load_policy(config: PQNConfig, state: Mapping[str, Any], *, greedy: bool, seed: int) -> Policy:
@@ -425,15 +410,8 @@ def learn(state: State, batch: Batch, config: PQNConfig, learning_rate: float) -
             prediction = values_of(outputs, minibatch.action)
             terms = td_loss(prediction, minibatch.value_target.unsqueeze(-1), config.huber_delta)
             pullback(values_of_gradient(terms.grad / size, minibatch.action, outputs))
-            norm = float(state.optimizer.gradient_norm())
-            if not math.isfinite(norm):
-                raise FloatingPointError(
-                    "the gradient is not finite. Look for huge rewards or observations, or lower "
-                    "learning_rate"
-                )
-            state.optimizer.step(learning_rate, min(1.0, config.max_grad_norm / max(norm, 1e-30)))
             seen.append(terms)
-            norms.append(norm)
+            norms.append(state.optimizer.step(learning_rate, config.max_grad_norm))
     return {
         "loss/q": torch.cat([terms.loss for terms in seen]).mean().item(),
         "loss/td_error": torch.cat([terms.error for terms in seen]).mean().item(),

@@ -4,7 +4,7 @@ Dimension key: `T` steps, `N` envs, `B` batch, `A` union actions.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -138,20 +138,6 @@ class Episode:
     episode_return: float
     episode_length: int
     invalid_actions: int = 0
-
-
-def episode_metrics(recent: Iterable[Episode], games: Sequence[str]) -> dict[str, float]:
-    """Return mean return and length of the most recent episodes, by game if there are several."""
-    metrics = {}
-    for index, name in enumerate(games):
-        episodes = [episode for episode in recent if episode.game == index]
-        if episodes:
-            suffix = f"/{name}" if len(games) > 1 else ""
-            returns = [episode.episode_return for episode in episodes]
-            lengths = [episode.episode_length for episode in episodes]
-            metrics[f"rollout/episode_return{suffix}"] = sum(returns) / len(returns)
-            metrics[f"rollout/episode_length{suffix}"] = sum(lengths) / len(lengths)
-    return metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,13 @@
 """Pure tensor functions: masked distributions, returns, losses, schedules."""
 
+from rlmask.ops.checks import (
+    EmptyMaskError,
+    InvalidActionError,
+    check_action,
+    check_mask,
+    debugging,
+    set_debug,
+)
 from rlmask.ops.losses import (
     PPOTerms,
     approximate_kl,
@@ -11,11 +19,7 @@ from rlmask.ops.losses import (
     value_loss,
 )
 from rlmask.ops.masking import (
-    EmptyMaskError,
-    InvalidActionError,
     boltzmann,
-    check_action,
-    check_mask,
     entropy_scale,
     masked_argmax,
     masked_entropy,
@@ -28,7 +32,6 @@ from rlmask.ops.masking import (
     masked_mean,
     masked_sample,
     masked_softmax,
-    set_debug,
 )
 from rlmask.ops.parts import join_parts, split_parts
 from rlmask.ops.q_learning import (
@@ -61,6 +64,7 @@ __all__ = [
     "check_mask",
     "choose_values",
     "clipped_surrogate_loss",
+    "debugging",
     "discounted",
     "dueling_gradient",
     "dueling_values",

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmask.ops.masking import check_action, entropy_scale, masked_log_probs_and_probs
+from rlmask.ops.checks import check_action
+from rlmask.ops.masking import entropy_scale, masked_log_probs_and_probs
 
 MAX_LOG_RATIO = 80.0  # e^80 is finite in float32; e^89 is not, and 0 times it is NaN
 

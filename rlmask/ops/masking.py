@@ -19,62 +19,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlmask.ops.checks import check_action, check_rows
 from rlmask.ops.rows import MINUS_INF, ZERO, fill_invalid, is_large, softmax_of_rows
 
-_debug = False
 _HALF = (torch.float16, torch.bfloat16)
 _BLOCK_SIZE = 2**16  # entries whose intermediate results stay in the CPU's cache
-
-
-class EmptyMaskError(ValueError):
-    """A row of a mask has no valid entry, so there is no distribution over it."""
-
-
-class InvalidActionError(ValueError):
-    """An action was used that its mask rules out."""
-
-
-def set_debug(enabled: bool) -> bool:
-    """Check every mask in every op: empty rows and invalid actions raise. Forces a device sync.
-
-    Returns what was set before.
-    """
-    global _debug
-    before, _debug = _debug, enabled
-    return before
-
-
-def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:
-    """Raise `EmptyMaskError` if a row has no valid entry."""
-    empty = ~mask.any(dim=-1)
-    if bool(empty.any()):
-        row = empty.nonzero()[0].tolist()
-        raise EmptyMaskError(
-            f"mask row {row} of shape {tuple(mask.shape)} has no valid action; a state in which "
-            "the episode goes on needs at least one"
-        )
-
-
-def check_action(mask: Bool[Tensor, "*batch actions"], action: Int[Tensor, "*batch"]) -> None:
-    """Raise under `set_debug(True)` if a row is empty, or a mask rules its action out."""
-    if not _debug:
-        return
-    check_mask(mask)
-    chosen_valid = mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-    if not bool(chosen_valid.all()):
-        row = (~chosen_valid).nonzero()[0].tolist()
-        raise InvalidActionError(
-            f"action {int(action[tuple(row)])} in row {row} is ruled out by its mask; "
-            "its log-probability does not exist"
-        )
 
 
 def masked_scores(
     scores: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch actions"]:
     """Return scores in at least float32 with -inf where invalid; for use inside an op only."""
-    if _debug:
-        check_mask(mask)
+    check_rows(mask)
     return fill_invalid(_at_least_float32(scores), mask, MINUS_INF)
 
 
@@ -183,8 +139,7 @@ def masked_mean(
     values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
 ) -> Float[Tensor, "*batch"]:
     """Return the mean of the values of the valid actions."""
-    if _debug:
-        check_mask(mask)
+    check_rows(mask)
     valid = fill_invalid(_at_least_float32(values), mask, ZERO)
     return valid.sum(dim=-1) / mask.sum(dim=-1)
 
@@ -201,8 +156,7 @@ def masked_entropy(
         normalized: divide by log k, k the number of valid actions: 1 for the uniform policy in
             every state, so that one coefficient fits states and games of different k; 0 for k = 1.
     """
-    if _debug:
-        check_mask(mask)
+    check_rows(mask)
     # where on the input: a product with exp(log_prob) = 0 would meet the finite minimum instead
     log_probs = fill_invalid(_at_least_float32(log_probs), mask, ZERO)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
@@ -213,8 +167,7 @@ def entropy_scale(
     mask: Bool[Tensor, "*batch actions"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*batch"]:
     """Return 1 / log k, k the number of valid actions: what brings an entropy to [0, 1]."""
-    if _debug:
-        check_mask(mask)
+    check_rows(mask)
     # the entropy of k = 1 is 0 on any scale
     return 1 / mask.sum(dim=-1).clamp(min=2).to(dtype).log()
 
@@ -225,8 +178,7 @@ def masked_kl(
     mask: Bool[Tensor, "*batch actions"],
 ) -> Float[Tensor, "*batch"]:
     """Return KL(p || q) = Σ_{a valid} p(a) (log p(a) - log q(a)) in nats."""
-    if _debug:
-        check_mask(mask)
+    check_rows(mask)
     log_probs_p = fill_invalid(_at_least_float32(log_probs_p), mask, ZERO)
     log_probs_q = fill_invalid(_at_least_float32(log_probs_q), mask, ZERO)
     return (log_probs_p.exp() * (log_probs_p - log_probs_q)).sum(dim=-1)

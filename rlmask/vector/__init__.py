@@ -1,5 +1,8 @@
 """Any Gymnasium env in, one mask convention out. The only place that knows Gymnasium."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -94,7 +97,31 @@ def make_vector(
     )
     if vectorization == "async":
         return AsyncVector(spec, num_envs, make)
-    return SyncVector(spec, [make(index=index) for index in range(num_envs)])
+    with collector_paused():
+        return SyncVector(spec, [make(index=index) for index in range(num_envs)])
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Collect no cycles for a while: many envs are many objects, gone through again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def envs_of(config: Any) -> SyncVector | AsyncVector | NativeVector:
+    """Make the envs of an algorithm's settings; raises as `make_vector`."""
+    return make_vector(
+        config.all_games,
+        config.num_envs,
+        config.seed,
+        vectorization=config.vectorization,
+        num_actions=config.num_actions,
+    )
 
 
 __all__ = [
@@ -115,6 +142,7 @@ __all__ = [
     "VectorStep",
     "Vectorization",
     "check_env",
+    "envs_of",
     "episode_seed",
     "game_names",
     "games_of",

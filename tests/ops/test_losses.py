@@ -9,7 +9,7 @@ from plain_modules import without_shape_checks
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from rlmask.ops import losses, masking, rows
+from rlmask.ops import EmptyMaskError, checks, losses, masking, rows, set_debug
 from rlmask.ops.losses import (
     approximate_kl,
     clipped_surrogate_loss,
@@ -258,16 +258,16 @@ def test_ppo_gradient_of_an_invalid_logit_is_zero_for_an_invalid_action_too(old_
 
 @pytest.fixture
 def debug():
-    masking.set_debug(True)
+    set_debug(True)
     yield
-    masking.set_debug(False)
+    set_debug(False)
 
 
 @pytest.mark.parametrize("parts", [(), (3,)])
 def test_ppo_loss_under_debug_refuses_an_empty_row(debug, parts):
     minibatch = ppo_minibatch(parts=parts)
     minibatch[2][(7, *(1 for _ in parts))] = False
-    with pytest.raises(masking.EmptyMaskError):
+    with pytest.raises(EmptyMaskError):
         masked_ppo_loss(*minibatch, **PPO)
 
 
@@ -299,7 +299,7 @@ def test_vmap_agrees(name):
 
 @pytest.fixture
 def plain_losses():
-    with without_shape_checks(rows, masking, losses) as (_, _, module):
+    with without_shape_checks(rows, checks, masking, losses) as (*_, module):
         yield module
 
 

@@ -13,7 +13,7 @@ from plain_modules import without_shape_checks
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from rlmask.ops import join_parts, split_parts
+from rlmask.ops import checks, join_parts, split_parts
 from rlmask.ops import masking as ops
 from rlmask.ops import rows as rows_module
 
@@ -123,9 +123,9 @@ def assert_log_probs_right(log_probs, logits, mask):
 
 @pytest.fixture
 def debug():
-    ops.set_debug(True)
+    checks.set_debug(True)
     yield
-    ops.set_debug(False)
+    checks.set_debug(False)
 
 
 @pytest.fixture(params=["small", "large"])
@@ -505,7 +505,7 @@ def test_log_prob_and_entropy_hessian_by_func():
 
 
 EMPTY_MASK_CALLS = {
-    "check_mask": lambda z, m: ops.check_mask(m),
+    "check_mask": lambda z, m: checks.check_mask(m),
     "log_softmax": ops.masked_log_softmax,
     "softmax": ops.masked_softmax,
     "sample": ops.masked_sample,
@@ -529,7 +529,7 @@ def test_debug_refuses_an_empty_row(debug, name, batch):
     mask = torch.ones(*batch, 4, dtype=torch.bool)
     EMPTY_MASK_CALLS[name](torch.zeros(mask.shape), mask)  # a full mask passes
     mask[(*(size - 1 for size in batch),)] = False  # the last row
-    with pytest.raises(ops.EmptyMaskError):
+    with pytest.raises(checks.EmptyMaskError):
         EMPTY_MASK_CALLS[name](torch.zeros(mask.shape), mask)
 
 
@@ -541,15 +541,17 @@ def test_debug_refuses_an_invalid_action(debug, batch):
     action = torch.zeros(batch, dtype=torch.long)
     ops.masked_log_prob_and_entropy(torch.zeros(mask.shape), mask, action)
     action[last] = 2
-    with pytest.raises(ops.InvalidActionError, match=re.escape(f"action 2 in row {list(last)} ")):
+    with pytest.raises(
+        checks.InvalidActionError, match=re.escape(f"action 2 in row {list(last)} ")
+    ):
         ops.masked_log_prob_and_entropy(torch.zeros(mask.shape), mask, action)
 
 
 def test_the_empty_row_is_named():
     mask = torch.ones(2, 3, 4, dtype=torch.bool)
     mask[1, 2] = False
-    with pytest.raises(ops.EmptyMaskError, match=r"row \[1, 2\]"):
-        ops.check_mask(mask)
+    with pytest.raises(checks.EmptyMaskError, match=r"row \[1, 2\]"):
+        checks.check_mask(mask)
 
 
 @all_deterministic
@@ -561,8 +563,8 @@ def test_debug_changes_no_result(name, request):
 
 
 def test_errors_are_value_errors():
-    assert issubclass(ops.EmptyMaskError, ValueError)
-    assert issubclass(ops.InvalidActionError, ValueError)
+    assert issubclass(checks.EmptyMaskError, ValueError)
+    assert issubclass(checks.InvalidActionError, ValueError)
 
 
 # --- sampling
@@ -1035,7 +1037,7 @@ def test_vmapped_gradient_agrees(name):
 
 @pytest.fixture
 def plain_ops():
-    with without_shape_checks(rows_module, ops) as (_, module):
+    with without_shape_checks(rows_module, checks, ops) as (*_, module):
         yield module
 
 
