@@ -464,7 +464,8 @@ def learn(
     """
     size = config.batch_size
     drawn, index, weight = state.replay.sample(
-        config.num_gradient_steps * size,
+        size,
+        num_batches=config.num_gradient_steps,
         gamma=config.gamma,
         n_step=config.n_step,
         importance_exponent=importance_exponent,

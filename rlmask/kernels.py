@@ -204,14 +204,17 @@ def draw_uniform(ring, uniform, slots, found):
 
 @compiled
 @no_type_check
-def draw_prioritized(ring, uniform, importance_exponent, slots, weight):
+def draw_prioritized(ring, uniform, num_batches, importance_exponent, slots, weight):
     """Draw slots [B] in proportion to their priorities, one in each of B equal parts of the sum.
 
-    By numbers [B] in [0, 1); fills in the importance weights too.
+    By numbers [B] in [0, 1); fills in the importance weights too. Each of the batches, which come
+    one after the other, has its parts all over the sum.
     """
     mass = np.empty(slots.size)
+    size = slots.size // num_batches
     for b in range(slots.size):
-        mass[b] = (b + uniform[b]) / slots.size * ring.tree[1]
+        part = b % size * num_batches + b // size
+        mass[b] = (part + uniform[b]) / slots.size * ring.tree[1]
     find_leaves(ring.tree, mass, slots)
     leaves = ring.tree[ring.tree.size // 2 :]
     least = leaves[slots[0]]

@@ -24,6 +24,7 @@ from rlmask.types import Chunk, ObsSpec, Transition
 
 CHUNK_BYTES = 2**23  # of a file of a checkpoint; only what has changed is written again
 LEAST_PRIORITY = 1e-6  # so that no transition is lost for ever
+LARGEST_PRIORITY = float(np.finfo(np.float32).max)  # so that their sum is finite
 
 
 class ReplayError(ValueError):
@@ -115,7 +116,12 @@ class Replay:
         return sum(array.nbytes for array in self._ring)
 
     def start(self, obs: Tensor, action_mask: Bool[Tensor, " N A"]) -> None:
-        """Begin an episode in every env [N], at the start of the run."""
+        """Begin an episode in every env [N], at the start of the run.
+
+        Raises:
+            ReplayError: if they are not N.
+        """
+        self._check_num_envs(obs)
         frames, masks = self._frames(obs), action_mask.numpy().view(np.uint8)
         for column, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
             kernels.begin(self._ring, column, frame, mask)
@@ -149,9 +155,12 @@ class Replay:
         An env among those that `ended` was truncated, unless it was `terminated`.
 
         Raises:
-            ReplayError: if the frames of an observation are not those of the last one moved on by
-                one. Nothing is stored then.
+            ReplayError: if the envs are not N, there was no `start`, or the frames of an
+                observation are not those of the last one moved on by one. Nothing is stored then.
         """
+        self._check_num_envs(action)
+        if self._ring.head[0] < 0:
+            raise ReplayError("a step of no known state; call `start` before the first one")
         failed = kernels.push(
             self._ring,
             action.numpy(),
@@ -175,6 +184,7 @@ class Replay:
         self,
         batch_size: int,
         *,
+        num_batches: int = 1,
         gamma: float,
         n_step: int = 1,
         importance_exponent: float = 0.0,
@@ -185,29 +195,39 @@ class Replay:
         batch; 1 if the draw is uniform. The index is for `update_priorities`.
 
         Args:
+            batch_size: rows of a batch.
+            num_batches: how many batches, B / batch_size; they come one after the other.
             gamma: discount per step.
             n_step: steps of a transition; fewer where the episode, or what is stored, ends sooner.
             importance_exponent: β.
 
         Raises:
-            ReplayError: if nothing is stored.
+            ReplayError: if nothing is stored, or a size or `n_step` is below 1.
         """
         if not len(self):
             raise ReplayError("the replay buffer is empty; add steps before you sample")
+        if min(batch_size, num_batches, n_step) < 1:
+            raise ReplayError(
+                f"batch_size is {batch_size}, num_batches {num_batches}, n_step {n_step}: each "
+                "must be >= 1"
+            )
         ring = self._ring
-        slots = np.empty(2 * batch_size, np.int64)  # of both ends
-        starts = slots[:batch_size]
-        weight = np.ones(batch_size, np.float32)
+        num_rows = num_batches * batch_size
+        slots = np.empty(2 * num_rows, np.int64)  # of both ends
+        starts = slots[:num_rows]
+        weight = np.ones(num_rows, np.float32)
         if ring.tree.size:
-            uniform = self._rng.random(batch_size)
-            kernels.draw_prioritized(ring, uniform, importance_exponent, starts, weight)
+            uniform = self._rng.random(num_rows)
+            kernels.draw_prioritized(
+                ring, uniform, num_batches, importance_exponent, starts, weight
+            )
         else:
             found = 0
-            while found < batch_size:  # some numbers more, as some slots are no start
-                uniform = self._rng.random(batch_size + batch_size // 8 + 8)
+            while found < num_rows:  # some numbers more, as some slots are no start
+                uniform = self._rng.random(num_rows + num_rows // 8 + 8)
                 found = kernels.draw_uniform(ring, uniform, starts, found)
-        action = np.empty(batch_size, np.int64)
-        reward, discount = np.empty((2, batch_size), np.float32)
+        action = np.empty(num_rows, np.int64)
+        reward, discount = np.empty((2, num_rows), np.float32)
         kernels.follow(ring, slots, n_step, gamma, action, reward, discount)
         obs, next_obs = self._obs_at(slots).chunk(2)
         mask, next_mask = self._masks_at(slots).chunk(2)
@@ -230,7 +250,7 @@ class Replay:
         """
         raised = priority.double().numpy() + LEAST_PRIORITY
         largest, least = raised.max(), raised.min()
-        if not (least >= LEAST_PRIORITY and math.isfinite(largest)):
+        if not (least >= LEAST_PRIORITY and largest <= LARGEST_PRIORITY):
             raise ReplayError(f"priorities must be finite and not negative, not {priority}")
         self._max_priority = max(self._max_priority, float(largest))
         kernels.set_priorities(self._ring, index.numpy(), raised**self._exponent)
@@ -280,6 +300,12 @@ class Replay:
     def _size(self) -> int:
         """Slots of a column."""
         return len(self._ring.flags) // len(self._ring.head)
+
+    def _check_num_envs(self, rows: Tensor) -> None:
+        if len(rows) != len(self._ring.head):
+            raise ReplayError(
+                f"the buffer is of {len(self._ring.head)} envs, but this is of {len(rows)}"
+            )
 
     def _chunk(self, chunk: int) -> dict[str, np.ndarray]:
         """Return views of the slots of a chunk."""

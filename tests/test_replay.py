@@ -427,6 +427,16 @@ def test_a_batch_takes_one_from_each_equal_part_of_the_sum(exponent):
         assert abs(counts[i] - size * share) < 2
 
 
+def test_each_of_several_batches_is_spread_over_the_whole_sum():
+    envs = Envs(num_envs=1, p_end=0.0)
+    buffer = filled(envs, 40, 32, prioritized=True)  # slots 0 to 31, all of the same priority
+    for _ in range(20):
+        _, drawn, _ = buffer.sample(8, num_batches=4, gamma=GAMMA)
+        assert drawn.sort().values.tolist() == list(range(32))
+        for batch in drawn.split(8):
+            assert (batch // 4).tolist() == list(range(8)), "one in each eighth"
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_weights_are_those_of_importance_sampling(beta):
     buffer, _, probability = with_priorities()
@@ -538,11 +548,11 @@ def test_the_priority_of_what_is_no_longer_there_is_ignored():
     assert (leaves(buffer) != before).nonzero()[0].tolist() == [2]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1.0, -1e-7])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1.0, -1e-7, 1e39])
 def test_a_priority_that_is_none_is_refused_and_nothing_changes(bad):
     buffer, index, _ = with_priorities()
     before = content(buffer)
-    priority = torch.ones(len(index))
+    priority = torch.ones(len(index), dtype=torch.float64)
     priority[3] = bad
     with pytest.raises(ReplayError, match="finite and not negative"):
         buffer.update_priorities(index, priority)
@@ -566,6 +576,24 @@ def test_an_empty_buffer_cannot_be_drawn_from():
         assert len(buffer) == 0
         with pytest.raises(ReplayError, match="empty"):
             buffer.sample(4, gamma=GAMMA)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_batches": 0}, {"n_step": 0}])
+def test_no_rows_and_no_steps_are_refused(wrong):
+    buffer = filled(Envs(), 20, 30)
+    with pytest.raises(ReplayError, match=f"{next(iter(wrong))} (is )?0"):
+        buffer.sample(**{"batch_size": 4, "gamma": GAMMA} | wrong)
+
+
+def test_a_step_before_the_start_or_of_other_envs_is_refused():
+    envs, others = Envs(num_envs=3), Envs(num_envs=2)
+    buffer = envs.replay(20)
+    with pytest.raises(ReplayError, match="call `start`"):
+        buffer.add(**envs.step())
+    for act in (lambda: buffer.start(others.obs, others.mask), lambda: buffer.add(**others.step())):
+        with pytest.raises(ReplayError, match="of 3 envs, but this is of 2"):
+            act()
+    assert len(buffer) == 0
 
 
 @pytest.mark.parametrize(("num_envs", "stack", "least"), [(1, 1, 4), (5, 1, 20), (2, 3, 16)])
