@@ -211,24 +211,13 @@ class Replay:
                 f"batch_size is {batch_size}, num_batches {num_batches}, n_step {n_step}: each "
                 "must be >= 1"
             )
-        ring = self._ring
         num_rows = num_batches * batch_size
         slots = np.empty(2 * num_rows, np.int64)  # of both ends
         starts = slots[:num_rows]
-        weight = np.ones(num_rows, np.float32)
-        if ring.tree.size:
-            uniform = self._rng.random(num_rows)
-            kernels.draw_prioritized(
-                ring, uniform, num_batches, importance_exponent, starts, weight
-            )
-        else:
-            found = 0
-            while found < num_rows:  # some numbers more, as some slots are no start
-                uniform = self._rng.random(num_rows + num_rows // 8 + 8)
-                found = kernels.draw_uniform(ring, uniform, starts, found)
+        weight = self._draw(starts, num_batches, importance_exponent)
         action = np.empty(num_rows, np.int64)
         reward, discount = np.empty((2, num_rows), np.float32)
-        kernels.follow(ring, slots, n_step, gamma, action, reward, discount)
+        kernels.follow(self._ring, slots, n_step, gamma, action, reward, discount)
         obs, next_obs = self._obs_at(slots).chunk(2)
         mask, next_mask = self._masks_at(slots).chunk(2)
         transition = Transition(
@@ -300,6 +289,22 @@ class Replay:
     def _size(self) -> int:
         """Slots of a column."""
         return len(self._ring.flags) // len(self._ring.head)
+
+    def _draw(self, starts: np.ndarray, num_batches: int, importance_exponent: float) -> np.ndarray:
+        """Fill in the slots [B] at which transitions start; return their weights [B]."""
+        ring, count = self._ring, len(starts)
+        weight = np.ones(count, np.float32)
+        if ring.tree.size:
+            uniform = self._rng.random(count)
+            kernels.draw_prioritized(
+                ring, uniform, num_batches, importance_exponent, starts, weight
+            )
+            return weight
+        found = 0
+        while found < count:  # some numbers more, as some slots are no start
+            uniform = self._rng.random(count + count // 8 + 8)
+            found = kernels.draw_uniform(ring, uniform, starts, found)
+        return weight
 
     def _check_num_envs(self, rows: Tensor) -> None:
         if len(rows) != len(self._ring.head):
