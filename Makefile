@@ -26,9 +26,11 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## against sb3-contrib's MaskablePPO, about half an hour
+bench: $(VENV)/.dev  ## against sb3-contrib, Stable-Baselines3, Tianshou, torchrl; about an hour
 	$(PIP) -e '.[bench]'
 	$(BIN)/python scripts/benchmark_ppo.py
+	$(BIN)/python scripts/benchmark_dqn.py
+	$(BIN)/python scripts/benchmark_replay.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -24,7 +24,6 @@ import gymnasium as gym
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from side_by_side import interval
 from taxi_seeds import exact_return
 from torch import Tensor
 
@@ -130,19 +129,15 @@ def main() -> None:
             said.append(f"{LABELS[env]} {env_steps:,} env steps to {reached:.2f}")
         print(f"seed {seed}: {', '.join(said)}", flush=True)
     draw(curves, arguments.threshold, arguments.out)
-    needed = {env: [points[-1][0] for points in done] for env, done in curves.items()}
     for env, done in curves.items():
+        needed = [points[-1][0] for points in done]
         reached = sum(points[-1][1] >= arguments.threshold for points in done)
-        median = median_needed(done, arguments.threshold)
         print(
             f"{LABELS[env]}: {reached} of {arguments.seeds} reach {arguments.threshold}, median "
-            f"{median} [{min(needed[env]):,}, {max(needed[env]):,}]"
+            f"{median_needed(done, arguments.threshold)} [{min(needed):,}, {max(needed):,}]"
         )
-    ratios = [u / m for m, u in zip(needed[MASKED], needed[UNMASKED], strict=True)]
-    low, high = interval(ratios)
-    print(
-        f"without / with: {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}], {arguments.out}"
-    )
+    with_mask, without = (statistics.median(p[-1][0] for p in done) for done in curves.values())
+    print(f"without / with, of the medians: {without / with_mask:.2f}; {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import copy
+
 import envs_for_tests
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from rlmask import dqn, networks, ops
 from rlmask.evaluate import evaluate, summarize
 from rlmask.replay import ReplayError
+from rlmask.types import tree_map
 from rlmask.vector import Game, SpaceError, make_vector
 
 CORRIDOR = "rlmask-tests/Corridor-v0"
@@ -160,6 +163,154 @@ def test_a_dueling_mean_over_all_actions_is_noticed(monkeypatch):
         networks, "dueling_values", lambda v, a, mask: masked(v, a, torch.ones_like(mask))
     )
     assert shift() > 10
+
+
+# --- a phase, row by row
+
+
+CPU = torch.device("cpu")
+
+
+def filled_state(settings, seed=0):
+    """The state of a run that has seen some steps, with weights that are far from each other."""
+    envs = make_vector(settings.all_games, settings.num_envs, seed)
+    state = dqn.initial_state(settings, envs, CPU)
+    obs, action_mask = envs.reset()
+    state.replay.start(obs, action_mask)
+    dqn.collect(envs, state, obs, action_mask, 50, 1.0, CPU)
+    envs.close()
+    generator = torch.Generator().manual_seed(seed)
+    for weights in (state.optimizer.weights, state.target_weights):
+        weights.copy_(torch.randn(weights.shape, generator=generator) / 3)
+    return state
+
+
+def projected(probs, reward, discount, support):
+    """The distribution of r + d X on the atoms of X, atom by atom."""
+    step = support[1] - support[0]
+    out = [0.0] * len(support)
+    for probability, atom in zip(probs, support, strict=True):
+        place = (min(max(reward + discount * atom, support[0]), support[-1]) - support[0]) / step
+        for i in range(len(support)):
+            out[i] += probability * max(0.0, 1.0 - abs(place - i))
+    return out
+
+
+@torch.no_grad()
+def target_of_row(state, drawn, row, double):
+    """The best valid next action by one network, its value by the other."""
+    reward, discount = drawn.reward[row].item(), drawn.discount[row].item()
+    mask = drawn.next_action_mask[row]
+    support = None if state.target.support is None else state.target.support.tolist()
+    if discount == 0:
+        assert not mask.any(), "the env gives an empty mask at the end"
+        if support is None:
+            return [reward] * state.network.num_outputs
+        return projected([1.0] + [0.0] * (len(support) - 1), reward, 0.0, support)
+    one = drawn.next_obs[row : row + 1], mask.unsqueeze(0)
+    scores = (state.network if double else state.target).values(*one)[0].tolist()
+    best = max(mask.nonzero().flatten().tolist(), key=lambda a: scores[a])
+    outputs = state.target(*one)[0, best]
+    if support is None:
+        return [reward + discount * z for z in outputs.tolist()]
+    return projected(torch.softmax(outputs, 0).tolist(), reward, discount, support)
+
+
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("dueling", [False, True])
+def test_the_targets_are_those_of_a_loop(distribution, double, dueling):
+    settings = config(
+        distribution=distribution, dueling=dueling, num_atoms=7, v_min=-1.5, v_max=1.5
+    )
+    state = filled_state(settings)
+    drawn, _, _ = state.replay.sample(200, gamma=0.9, n_step=2)
+    assert drawn.discount.eq(0).any()
+    expected = [target_of_row(state, drawn, row, double) for row in range(200)]
+    torch.testing.assert_close(
+        dqn.targets_of(state, drawn, double), torch.tensor(expected), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_two_networks_of_double_q_learning_disagree():
+    """Else the test above would not tell them apart."""
+    state = filled_state(config())
+    drawn, _, _ = state.replay.sample(200, gamma=0.9)
+    assert not torch.equal(*(dqn.targets_of(state, drawn, double) for double in (True, False)))
+
+
+def test_the_gradient_is_that_of_the_weighted_loss_and_errors_become_priorities():
+    settings = config(
+        prioritized=True, dueling=True, huber_delta=0.2, max_grad_norm=1e6, num_gradient_steps=1
+    )
+    state = filled_state(settings)
+    _, index, _ = state.replay.sample(150, gamma=0.9)
+    state.replay.update_priorities(index, torch.rand(150) * 3)
+    sample, drawn, kept = state.replay.sample, [], []
+
+    def recorded(*arguments, **options):
+        drawn.append(sample(*arguments, **options))
+        return drawn[-1]
+
+    state.replay.sample = recorded
+    state.replay.update_priorities = lambda *given: kept.append(given)
+    network = copy.deepcopy(state.network)
+    targets = []
+    targets_of = dqn.targets_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dqn, "targets_of", lambda *a: targets.append(targets_of(*a)) or targets[-1])
+        dqn.learn(state, settings, 0.1, 0.7, CPU)
+    batch, index, weight = tree_map(torch.clone, drawn[0][0]), drawn[0][1], drawn[0][2].clone()
+    target = targets[0].clone().squeeze(1)
+    assert weight.unique().numel() > 5
+    prediction = network(batch.obs, batch.action_mask)[range(16), batch.action, 0]
+    loss = torch.nn.functional.huber_loss(prediction, target, reduction="none", delta=0.2)
+    gradients = torch.autograd.grad((weight * loss).mean(), list(network.parameters()))
+    torch.testing.assert_close(
+        state.optimizer.gradient.clone(), torch.cat([g.flatten() for g in gradients])
+    )
+    assert torch.equal(kept[0][0], index)
+    torch.testing.assert_close(kept[0][1].clone(), (target - prediction).detach().abs())
+
+
+def test_each_gradient_step_of_a_phase_has_rows_of_its_own():
+    settings = config(prioritized=True, num_gradient_steps=3, batch_size=8)
+    state = filled_state(settings)
+    kept = []
+    state.replay.update_priorities = lambda *given: kept.append(given)
+    learned, drawn = dqn.learn(state, settings, 1e-3, 0.4, CPU)
+    assert len(learned) == 3
+    assert all(len(step.loss) == 8 for step in learned)
+    assert len(drawn.obs) == 24
+    assert torch.equal(kept[0][1], torch.cat([step.error for step in learned]))
+
+
+def test_it_learns_from_the_phase_at_which_learning_starts_and_then_moves_the_target():
+    """4 gradient steps a phase, a target update every 6: in whole phases."""
+    settings = config(
+        phases_per_update=1,
+        learning_starts=30,  # the eighth phase of four envs
+        num_gradient_steps=4,
+        target_update_period=6,
+        total_steps=4 * 15,
+    )
+    before, num_learned = None, 0
+    for update in dqn.train(settings):
+        captured = update.capture()
+        assert ("loss/q" in update.metrics) == (update.env_steps >= 30)
+        due = num_learned // 6
+        num_learned += 4 * (update.env_steps >= 30)
+        if before is not None:
+            moved = any(not torch.equal(before[k], v) for k, v in captured["target"].items())
+            assert moved == (num_learned // 6 > due)
+        before = {k: v.clone() for k, v in captured["target"].items()}
+    assert num_learned == 4 * 8
+
+
+def test_the_importance_exponent_rises_to_1():
+    settings = config(importance_exponent=0.4, total_steps=1000)
+    betas = [dqn.scheduled(settings, env_steps)[2] for env_steps in (0, 500, 1000)]
+    assert betas == pytest.approx([0.4, 0.7, 1.0])
 
 
 # --- the settings, and what cannot be learned from
