@@ -1,11 +1,15 @@
+import copy
+
 import envs_for_tests
 import pytest
 import torch
 from test_dqn import mean_length, shortest_way
 
 from rlmask import networks, ops, pqn
-from rlmask.vector import SpaceError
+from rlmask.types import tree_map
+from rlmask.vector import SpaceError, make_vector
 
+CPU = torch.device("cpu")
 TWO_STATES = "rlmask-tests/TwoStates-v0"
 GAMMA = 0.5
 EQUAL = {"go": 0.5, "end": 3.0}  # makes all valid actions of a state equally good
@@ -81,6 +85,105 @@ def test_behaviour_without_the_mask_is_refused_by_the_env(monkeypatch):
     monkeypatch.setattr(pqn, "masked_epsilon_greedy", unmasked)
     with pytest.raises(ops.InvalidActionError, match="TwoStates"):
         learned(monkeypatch)
+
+
+# --- an update, row by row
+
+
+def filled(**changes):
+    """An initial state with random weights, its envs, what they show first, and the settings."""
+    settings = pqn.PQNConfig(
+        env="rlmask-tests/Corridor-v0",
+        **{"num_envs": 3, "num_steps": 12, "num_minibatches": 1, "gamma": 0.9, **changes},
+    )
+    envs = make_vector(settings.all_games, settings.num_envs, 0, max_episode_steps=4)
+    state = pqn.initial_state(settings, envs, CPU)
+    weights = state.optimizer.weights
+    weights.copy_(torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)) / 3)
+    return state, envs, *envs.reset(), settings
+
+
+@torch.no_grad()
+def returns_of_env(state, steps, env, gamma, q_lambda):
+    """Peng's Q(λ) of one env, from the last step to the first."""
+
+    def best(obs, mask):
+        values = state.network.values(obs.unsqueeze(0), mask.unsqueeze(0))[0].tolist()
+        return max(value for value, valid in zip(values, mask.tolist(), strict=True) if valid)
+
+    returns, following = [], None
+    for step in reversed(steps):
+        target = step.reward[env].item()
+        if step.truncated[env]:
+            row = step.ended.tolist().index(env)
+            target += gamma * best(step.final_obs[row], step.final_action_mask[row])
+        elif not step.terminated[env]:
+            value = best(step.obs[env], step.action_mask[env])
+            ahead = value if following is None else following
+            target += gamma * ((1 - q_lambda) * value + q_lambda * ahead)
+        following = target
+        returns.insert(0, target)
+    return returns
+
+
+@pytest.mark.parametrize("q_lambda", [0.0, 0.7, 1.0])
+def test_the_targets_are_those_of_a_loop(q_lambda):
+    state, envs, obs, mask, settings = filled(q_lambda=q_lambda)
+    step, steps = envs.step, []
+    envs.step = lambda action: steps.append(step(action)) or steps[-1]
+    batch, episodes, last_obs, last_mask = pqn.collect(
+        envs, state, obs, mask, settings, epsilon=1.0, device=CPU
+    )
+    assert len(steps) == 12
+    assert any(s.truncated.any() for s in steps)
+    assert any(s.terminated.any() for s in steps)
+    assert episodes == [episode for s in steps for episode in s.episodes]
+    assert torch.equal(last_obs, steps[-1].obs)
+    assert torch.equal(last_mask, steps[-1].action_mask)
+    expected = [returns_of_env(state, steps, env, 0.9, q_lambda) for env in range(3)]
+    target = batch.value_target.view(12, 3)
+    torch.testing.assert_close(target.clone(), torch.tensor(expected).T.contiguous())
+    assert torch.equal(batch.obs.view(12, 3)[1:], torch.stack([s.obs for s in steps[:-1]]))
+
+
+@pytest.mark.parametrize("huber_delta", [None, 0.2])
+def test_the_gradient_is_that_of_the_mean_loss(huber_delta):
+    state, envs, obs, mask, settings = filled(
+        num_epochs=1, huber_delta=huber_delta, max_grad_norm=1e6
+    )
+    batch, *_ = pqn.collect(envs, state, obs, mask, settings, epsilon=1.0, device=CPU)
+    batch = tree_map(torch.clone, batch)
+    network = copy.deepcopy(state.network)
+    losses = pqn.learn(state, batch, settings, 0.1)
+    prediction = network(batch.obs, batch.action_mask)[range(36), batch.action, 0]
+    error = batch.value_target - prediction
+    loss = torch.nn.functional.huber_loss(
+        prediction, batch.value_target, delta=1e9 if huber_delta is None else huber_delta
+    )
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    torch.testing.assert_close(
+        state.optimizer.gradient.clone(), torch.cat([g.flatten() for g in gradients])
+    )
+    assert losses["loss/q"] == pytest.approx(loss.item(), rel=1e-5)
+    assert losses["loss/td_error"] == pytest.approx(error.abs().mean().item(), rel=1e-5)
+    assert losses["loss/q_value"] == pytest.approx(batch.value_target.mean().item(), rel=1e-5)
+    norm = sum(g.square().sum() for g in gradients).sqrt().item()
+    assert losses["loss/grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_every_epoch_sees_every_row_once(monkeypatch):
+    state, envs, obs, mask, settings = filled(num_epochs=3, num_minibatches=4)
+    batch, *_ = pqn.collect(envs, state, obs, mask, settings, epsilon=1.0, device=CPU)
+    seen = []
+    td_loss = pqn.td_loss
+    monkeypatch.setattr(
+        pqn, "td_loss", lambda p, target, delta: seen.append(target) or td_loss(p, target, delta)
+    )
+    pqn.learn(state, batch, settings, 0.0)
+    assert [len(target) for target in seen] == [9] * 12
+    epochs = torch.cat(seen).view(3, 36)
+    assert torch.equal(epochs.sort(1).values, batch.value_target.sort().values.expand(3, -1))
+    assert not torch.equal(epochs[0], epochs[1]), "in another order"
 
 
 @pytest.mark.parametrize(
