@@ -1,10 +1,11 @@
 import copy
+from dataclasses import replace
 
 import envs_for_tests
 import pytest
 import torch
 
-from rlmask import dqn, networks, ops
+from rlmask import dqn, networks, ops, pqn
 from rlmask.evaluate import evaluate, summarize
 from rlmask.replay import ReplayError
 from rlmask.types import tree_map
@@ -239,9 +240,15 @@ def test_the_two_networks_of_double_q_learning_disagree():
     assert not torch.equal(*(dqn.targets_of(state, drawn, double) for double in (True, False)))
 
 
-def test_the_gradient_is_that_of_the_weighted_loss_and_errors_become_priorities():
+@pytest.mark.parametrize("double", [False, True])
+def test_the_gradient_is_that_of_the_weighted_loss_and_errors_become_priorities(double):
     settings = config(
-        prioritized=True, dueling=True, huber_delta=0.2, max_grad_norm=1e6, num_gradient_steps=1
+        prioritized=True,
+        dueling=True,
+        double=double,
+        huber_delta=0.2,
+        max_grad_norm=1e6,
+        num_gradient_steps=1,
     )
     state = filled_state(settings)
     _, index, _ = state.replay.sample(150, gamma=0.9)
@@ -255,13 +262,15 @@ def test_the_gradient_is_that_of_the_weighted_loss_and_errors_become_priorities(
     state.replay.sample = recorded
     state.replay.update_priorities = lambda *given: kept.append(given)
     network = copy.deepcopy(state.network)
-    targets = []
-    targets_of = dqn.targets_of
+    before = replace(state, network=network)
+    targets, targets_of = [], dqn.targets_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dqn, "targets_of", lambda *a: targets.append(targets_of(*a)) or targets[-1])
         dqn.learn(state, settings, 0.1, 0.7, CPU)
     batch, index, weight = tree_map(torch.clone, drawn[0][0]), drawn[0][1], drawn[0][2].clone()
     target = targets[0].clone().squeeze(1)
+    with torch.no_grad():
+        torch.testing.assert_close(target, targets_of(before, batch, double).squeeze(1))
     assert weight.unique().numel() > 5
     prediction = network(batch.obs, batch.action_mask)[range(16), batch.action, 0]
     loss = torch.nn.functional.huber_loss(prediction, target, reduction="none", delta=0.2)
@@ -311,6 +320,24 @@ def test_the_importance_exponent_rises_to_1():
     settings = config(importance_exponent=0.4, total_steps=1000)
     betas = [dqn.scheduled(settings, env_steps)[2] for env_steps in (0, 500, 1000)]
     assert betas == pytest.approx([0.4, 0.7, 1.0])
+
+
+@pytest.mark.parametrize("algorithm", [dqn, pqn], ids=["dqn", "pqn"])
+def test_a_policy_explores_unless_it_is_greedy(algorithm):
+    make = algorithm.DQNConfig if algorithm is dqn else algorithm.PQNConfig
+    settings = make(env=CORRIDOR, num_envs=4, total_steps=64, epsilon_end=0.5)
+    captured = next(algorithm.train(settings)).capture()
+    mask = torch.tensor([[True, True, False]]).expand(400, -1)
+    obs = torch.full((400,), 3)
+    greedy, explores, again = (
+        algorithm.load_policy(settings, captured, greedy=greedy, seed=1)(obs, mask)
+        for greedy in (True, False, False)
+    )
+    assert (greedy == greedy[0]).all()
+    assert torch.equal(explores, again)
+    assert mask[0][explores].all()
+    # half of the draws are uniform over two actions; four standard deviations are 35
+    assert 300 - 35 < (explores == greedy).sum() < 300 + 35
 
 
 # --- the settings, and what cannot be learned from
