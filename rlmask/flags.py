@@ -35,8 +35,10 @@ def parse(cls: Any, command: str, arguments: list[str], default: Any = None) -> 
         if not error.code:
             raise
         lines = [line.strip("╭╮╰╯│─ ") for line in complaint.getvalue().splitlines()]
-        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise ConfigError(text) from error
+        said = [line for line in lines if line and not line.startswith("For full helptext")]
+        if len(said) > 1 and said[1].lower().startswith(said[0].lower()):  # tyro's title, again
+            del said[0]
+        raise ConfigError(" ".join(said)) from error
     except ValueError as error:  # what the dataclass itself refuses
         raise ConfigError(f"command line: {error}") from error
 

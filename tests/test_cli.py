@@ -295,7 +295,10 @@ def test_eval_records_an_mp4(rlmask, trained):
         (["train"], ["wants a config", "--resume"]),
         (["train", "taxi"], ["wants a config"]),
         (["train", "missing.yaml"], ["missing.yaml", "No such file"]),
-        (["train", "config.yaml", "--learning-rat", "1"], ["--learning-rat", "--learning-rate"]),
+        (
+            ["train", "config.yaml", "--learning-rat", "1"],
+            ["rlmask: Unrecognized options: --learning-rat", "--learning-rate"],
+        ),
         (["train", "config.yaml", "--no-such-flag"], ["--no-such-flag"]),
         (["train", "config.yaml", "--learning-rate", "fast"], ["--learning-rate", "'fast'"]),
         (["train", "config.yaml", "--learning-rate"], ["--learning-rate"]),
@@ -306,7 +309,10 @@ def test_eval_records_an_mp4(rlmask, trained):
         (["train", "config.yaml", "--gamma", "2"], ["gamma is 2.0"]),
         (["train", "config.yaml", "--seed", "-1"], ["seed is -1"]),
         (["train", "config.yaml", "--eval-episodes", "0"], ["eval_episodes is 0"]),
-        (["train", "config.yaml", "--activation", "rely"], ["'rely'", "tanh", "relu"]),
+        (
+            ["train", "config.yaml", "--activation", "rely"],
+            ["rlmask: invalid choice 'rely'", "tanh", "relu"],
+        ),
         (["train", "config.yaml", "--env-kwargs", "3"], ["--env-kwargs", "mapping"]),
         (["train", "config.yaml", "--env-kwargs", "{a: "], ["--env-kwargs"]),
         (["train", "config.yaml", "--env-kwargs", "!!python/name:os.system"], ["--env-kwargs"]),
