@@ -35,7 +35,8 @@ def parse(cls: Any, command: str, arguments: list[str], default: Any = None) -> 
         if not error.code:
             raise
         lines = [line.strip("╭╮╰╯│─ ") for line in complaint.getvalue().splitlines()]
-        said = [line for line in lines if line and not line.startswith("For full helptext")]
+        lines = [line for line in lines if line.strip("-")]  # a frame in ASCII
+        said = [line for line in lines if not line.startswith("For full helptext")]
         if len(said) > 1 and said[1].lower().startswith(said[0].lower()):  # tyro's title, again
             del said[0]
         raise ConfigError(" ".join(said)) from error
