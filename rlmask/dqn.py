@@ -106,7 +106,7 @@ class DQNConfig:
     learning_starts: int = 1000
     """Env steps before the first gradient step."""
     replay_capacity: int = 100_000
-    """Observations that are kept, over all envs: an episode of L steps has L + 1."""
+    """Observations that are kept, over all envs: an episode of L steps has L + frame_stack."""
     frame_stack: int = 1
     """Frames that the env stacks along an observation's last axis; each is then kept once."""
     learning_rate: float = 5e-4
@@ -136,9 +136,10 @@ class DQNConfig:
     huber_delta: float | None = 1.0
     """Where the loss turns linear, in units of value (not for categorical); None: squared error."""
     target_update_period: int = 250
-    """Gradient steps between two updates of the target network; in whole phases."""
+    """Gradient steps between two updates of the target network, at the end of a phase."""
     target_update_rate: float = 1.0
-    """Share of the online weights it then takes over: 1 copies them, less is Polyak averaging."""
+    """Share τ of the online weights it then takes over: 1 copies them, less is Polyak averaging.
+    Of k updates due in one phase it takes 1 - (1 - τ)^k over."""
     epsilon_start: float = 1.0
     """Share of uniformly drawn valid actions, at first."""
     epsilon_end: float = 0.05
@@ -177,10 +178,17 @@ class DQNConfig:
         check_unit_interval(self, "target_update_rate", "importance_exponent")
         check_positive(self, "learning_rate", "max_grad_norm", "target_update_rate", "huber_delta")
         check_finite(self, "learning_rate", "v_min", "v_max")
-        if self.distribution == "quantile" and self.huber_delta is None:
-            raise ValueError("huber_delta is None: the quantile loss needs a positive number")
+        if self.distribution == "quantile" and not math.isfinite(self.huber_delta or math.inf):
+            raise ValueError(
+                f"huber_delta is {self.huber_delta}: the quantile loss needs a finite number"
+            )
         if self.v_min >= self.v_max:
             raise ValueError(f"v_min is {self.v_min}: it must be below v_max, {self.v_max}")
+        if self.learning_starts > self.num_updates * self.steps_per_update:
+            raise ValueError(
+                f"learning_starts is {self.learning_starts}: it must be <= total_steps, "
+                f"{self.total_steps}, or nothing is learned"
+            )
         least = least_capacity(self.num_envs, self.frame_stack)
         if self.replay_capacity < least:
             raise ValueError(f"replay_capacity is {self.replay_capacity}: it must be >= {least}")
@@ -262,9 +270,8 @@ def _train(
             if learning_phase >= 0:
                 learned, drawn = learn(state, config, learning_rate, beta, device)
                 seen += learned
-                num_learned = (learning_phase + 1) * config.num_gradient_steps
-                if num_learned % config.target_update_period < config.num_gradient_steps:
-                    state.target_weights.lerp_(state.optimizer.weights, config.target_update_rate)
+                if rate := target_rate(config, learning_phase):
+                    state.target_weights.lerp_(state.optimizer.weights, rate)
         state.optimizer.check_weights()
         state.recent.add(episodes)
 
@@ -282,6 +289,18 @@ def _train(
             policy=q_policy(state.network),
             capture=partial(capture, state, envs, update),
         )
+
+
+def target_rate(config: DQNConfig, learning_phase: int) -> float:
+    """Return the share of the online weights that the target takes over after a phase, from 0 on.
+
+    That of the updates that are due since the phase before: 0 of none, 1 - (1 - τ)^k of k.
+    """
+    before, after = (
+        phases * config.num_gradient_steps // config.target_update_period
+        for phases in (learning_phase, learning_phase + 1)
+    )
+    return 1.0 - (1.0 - config.target_update_rate) ** (after - before)
 
 
 def scheduled(config: DQNConfig, env_steps: int) -> tuple[float, float, float]:

@@ -217,11 +217,12 @@ def draw_prioritized(ring, uniform, num_batches, importance_exponent, slots, wei
         mass[b] = (part + uniform[b]) / slots.size * ring.tree[1]
     find_leaves(ring.tree, mass, slots)
     leaves = ring.tree[ring.tree.size // 2 :]
-    least = leaves[slots[0]]
-    for b in range(1, slots.size):
-        least = min(least, leaves[slots[b]])
-    for b in range(slots.size):  # (count P)^-β over the largest of the batch: count and sum cancel
-        weight[b] = (least / leaves[slots[b]]) ** importance_exponent
+    for first in range(0, slots.size, size):
+        least = np.inf
+        for b in range(first, first + size):
+            least = min(least, leaves[slots[b]])
+        for b in range(first, first + size):  # (count P)^-β over the largest of its batch, where
+            weight[b] = (least / leaves[slots[b]]) ** importance_exponent  # count and sum cancel
 
 
 @compiled
@@ -254,7 +255,7 @@ def follow(ring, slots, n_step, gamma, action, reward, discount):
 @compiled
 @no_type_check
 def set_priorities(ring, slots, priority):
-    """Set the priorities [B] of the transitions that start at slots; of those that still exist."""
+    """Set the priorities [B] of the transitions that start at slots; none where none starts."""
     for b in range(slots.size):
         if ring.flags[slots[b]] & STEP:
             set_leaf(ring.tree, slots[b], priority[b])

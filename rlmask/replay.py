@@ -3,7 +3,7 @@
 Each env has a column of slots, used in a ring. A slot holds an observation (of stacked frames the
 newest), its mask, eight actions a byte, and the step that was taken from it; the slot behind it
 holds the true successor. So an observation is stored once, although it is s of one transition and
-s' of another, and an episode of L steps takes L + 1 slots.
+s' of another, and an episode of L steps takes L + 1 slots (of K stacked frames L + K).
 
 Dimension key: `N` envs, `B` batch, `A` union actions, `E` envs whose episode ended.
 """
@@ -191,7 +191,7 @@ class Replay:
     ) -> tuple[Transition, Int[Tensor, " B"], Float[Tensor, " B"]]:
         """Draw transitions, with replacement; return them, their index, and their weight.
 
-        The weight is that of importance sampling, w_i = (count P(i))^-β over the largest of the
+        The weight is that of importance sampling, w_i = (count P(i))^-β over the largest of its
         batch; 1 if the draw is uniform. The index is for `update_priorities`.
 
         Args:
@@ -233,6 +233,8 @@ class Replay:
 
     def update_priorities(self, index: Int[Tensor, " B"], priority: Float[Tensor, " B"]) -> None:
         """Set the priorities of drawn transitions, for instance to their absolute TD errors.
+
+        Before the next `add`, after which an index may be that of another transition.
 
         Raises:
             ReplayError: if a priority is negative or not finite; nothing is changed then.

@@ -199,7 +199,8 @@ def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
 
     Args:
         run_dir: a directory that `rlmask train` made.
-        greedy: always the best valid action; otherwise draw from the softmax over the valid ones.
+        greedy: always the best valid action; otherwise as in training: drawn from PPO's softmax
+            over the valid ones, or epsilon-greedy at the last epsilon of DQN and PQN.
         seed: of the draws.
 
     Raises:

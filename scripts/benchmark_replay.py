@@ -15,7 +15,6 @@ buffer, and torchrl has one only where its compiled sum tree fits the version of
 """
 
 import argparse
-import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -117,8 +116,12 @@ def rlmask_buffer(steps: Steps, prioritized: bool) -> Contestant:
             tensors.next_obs[t][at],
             tensors.next_mask[t][at],
         )
-    drawn = [replay.sample(BATCH_SIZE, gamma=0.99)[1] for _ in range(100)]
-    batches = ((index, torch.rand(BATCH_SIZE)) for index in itertools.cycle(drawn))
+    draws = 4 * ended.numel() // 2**16 + 1  # a slot is not among them once in e^4
+    starts = torch.cat([replay.sample(2**16, gamma=0.99)[1] for _ in range(draws)]).unique()
+    batches = (
+        (starts[index], torch.from_numpy(priority))
+        for index, priority in random_batches(len(starts))
+    )
     return Contestant(
         "rlmask",
         replay.num_bytes / 1e6,

@@ -137,7 +137,8 @@ def main() -> None:
             f"{median_needed(done, arguments.threshold)} [{min(needed):,}, {max(needed):,}]"
         )
     with_mask, without = (statistics.median(p[-1][0] for p in done) for done in curves.values())
-    print(f"without / with, of the medians: {without / with_mask:.2f}; {arguments.out}")
+    more = "more than " if "more" in median_needed(curves[UNMASKED], arguments.threshold) else ""
+    print(f"without / with, of the medians: {more}{without / with_mask:.1f}; {arguments.out}")
 
 
 if __name__ == "__main__":

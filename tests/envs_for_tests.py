@@ -394,9 +394,10 @@ class NonDeterministic(gym.Env):
 
 
 class Truncated(gym.Env):
-    """Truncated at step 2, where it has no mask."""
+    """Truncated at step 2, where it has no mask, or one without a valid action if it is `empty`."""
 
-    def __init__(self, where="info"):
+    def __init__(self, where="info", empty=False):
+        self.final_mask = np.zeros(2, bool) if empty else None
         self.observation_space = observation_space(where, spaces.Discrete(3), 2)
         self.action_space = spaces.Discrete(2)
         self.where = where
@@ -404,7 +405,7 @@ class Truncated(gym.Env):
             self.action_masks = self.mask
 
     def mask(self):
-        return None if self.t == 2 else np.ones(2, bool)
+        return self.final_mask if self.t == 2 else np.ones(2, bool)
 
     def reset(self, *, seed=None, options=None):
         self.t = 0
@@ -480,7 +481,7 @@ class Counters(VectorEnv):
         where: `info`, `obs`, `method` or `none`.
         mode: of autoreset, as it says; it always resets within the step.
         fault: of the last env at its step 1: `two`, `half`, `empty`, `missing` (masks) or `nan`
-            (reward); or `no final_obs`.
+            (reward); `no final_obs`; of all envs `no final_mask` or an `empty final_mask`.
     """
 
     def __init__(self, num_envs, where="info", mode="SameStep", fault="none"):
@@ -515,10 +516,17 @@ class Counters(VectorEnv):
         self.terminated[:] = ended & (self.length % 2 == 0)
         self.truncated[:] = ended & (self.length % 2 == 1)
         final_obs, final_info = deepcopy(self.report())
+        self.final_mask = self.valid.copy()
         self.begin(ended)
         obs, info = self.report()
         if ended.any() and self.fault != "no final_obs":
             info["final_obs"], info["final_info"] = final_obs, final_info
+            if self.where == "method":
+                final_info["action_mask"] = self.final_mask
+            if self.fault == "no final_mask":
+                final_info.pop("action_mask", None)
+            if self.fault == "empty final_mask":
+                (final_obs if self.where == "obs" else final_info)["action_mask"][:] = False
         return obs, self.reward, self.terminated, self.truncated, info
 
     def begin(self, envs):

@@ -628,7 +628,10 @@ def test_check_env_of_an_env_without_mask(rlmask):
     [
         ("{fault: two}", "step 2: entry 1 of the mask is 2, neither 0 nor 1"),
         ("{fault: length 5, where: obs}", "step 2: the mask has shape (5,), not (4,)"),
-        ("{fault: empty, where: method}", "step 2: no action is valid, but the episode goes on"),
+        (
+            "{fault: empty, where: method}",
+            "step 2: no action is valid, but the episode has not terminated",
+        ),
         ("{fault: missing}", "step 2: `info` has no action mask"),
         ("{fault: error}", "the env raised RuntimeError on a valid action: the game is broken"),
     ],

@@ -316,6 +316,12 @@ def test_it_learns_from_the_phase_at_which_learning_starts_and_then_moves_the_ta
     assert num_learned == 4 * 8
 
 
+@pytest.mark.parametrize(("period", "expected"), [(1, 1 - 0.9**4), (2, 1 - 0.9**2), (4, 0.1)])
+def test_several_target_updates_of_a_phase_are_one_of_the_same_share(period, expected):
+    settings = config(num_gradient_steps=4, target_update_period=period, target_update_rate=0.1)
+    assert dqn.target_rate(settings, 7) == pytest.approx(expected)
+
+
 def test_the_importance_exponent_rises_to_1():
     settings = config(importance_exponent=0.4, total_steps=1000)
     betas = [dqn.scheduled(settings, env_steps)[2] for env_steps in (0, 500, 1000)]
@@ -364,7 +370,9 @@ def test_a_policy_explores_unless_it_is_greedy(algorithm):
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0"),
         ({"huber_delta": 0.0}, "huber_delta is 0.0"),
-        ({"huber_delta": None, "distribution": "quantile"}, "quantile loss needs"),
+        ({"huber_delta": None, "distribution": "quantile"}, "huber_delta is None: the quantile"),
+        ({"huber_delta": float("inf"), "distribution": "quantile"}, "huber_delta is inf"),
+        ({"learning_starts": 513}, "learning_starts is 513: it must be <= total_steps, 512"),
         ({"num_atoms": 1}, "num_atoms is 1"),
         ({"num_quantiles": 0}, "num_quantiles is 0"),
         ({"v_min": 1.0, "v_max": 1.0}, "v_min is 1.0"),

@@ -147,6 +147,7 @@ def project_categorical(
     low, high = support[0], support[-1]
     moved = discounted(reward, discount, support.expand(len(reward), num))
     place = (moved.clamp(low, high) - low) * ((num - 1) / (high - low))
+    place = place.clamp(max=num - 1)  # rounding can bring it past the last atom
     lower = place.floor().clamp(max=num - 2)
     above = probs * (place - lower)
     index = lower.long()

@@ -120,7 +120,7 @@ class MaskedEnv:
         self._episode_return, self._invalid_actions = 0.0, 0
         self._actions = []
         obs, info = self.env.reset(seed=episode_seed(*self._seed, self._episode))
-        self._mask = self._read_mask(obs, info, False, False)
+        self._mask = self._read_mask(obs, info, False)
         self._obs = self._read_obs(obs)
         return self._obs, self._mask
 
@@ -152,7 +152,7 @@ class MaskedEnv:
         self._episode_return += reward
         if not math.isfinite(reward):
             raise EnvError(f"{self.where}: the reward is {reward}; it would destroy the network")
-        mask = self._read_mask(obs, info, terminated, truncated)
+        mask = self._read_mask(obs, info, terminated)
         obs = self._read_obs(obs)
         if not (terminated or truncated or len(self._actions) >= self._max_steps):
             self._mask, self._obs = mask, obs
@@ -254,10 +254,8 @@ class MaskedEnv:
 
         return read_array
 
-    def _read_mask(
-        self, obs: Any, info: Mapping[str, Any], terminated: bool, truncated: bool
-    ) -> bytes:
-        """Return the checked mask over the union; of a final state it may be empty."""
+    def _read_mask(self, obs: Any, info: Mapping[str, Any], terminated: bool) -> bytes:
+        """Return the checked mask over the union; of a terminated state it may be empty."""
         source = self._source
         if source == "none":
             if "action_mask" in info:
@@ -288,7 +286,7 @@ class MaskedEnv:
             )
         else:
             mask = canonical_mask(raw, self._nvec, source, self.where)
-        if (self._parts > 1 or 1 not in mask) and not (terminated or truncated):
+        if (self._parts > 1 or 1 not in mask) and not terminated:
             check_not_empty(mask, self._nvec, self.where)
         return mask if self._ids is None else self._in_union(mask)
 

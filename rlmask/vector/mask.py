@@ -120,7 +120,7 @@ def check_not_empty(mask: bytes, nvec: tuple[int, ...], where: Where) -> None:
         if 1 not in mask[start : start + n]:
             which = "no action is valid" if len(nvec) == 1 else f"part {part} has no valid action"
             raise where.error(
-                f"{which}, but the episode goes on",
+                f"{which}, but the episode has not terminated",
                 "End the episode there (terminated=True), or add an action that does nothing",
             )
         start += n

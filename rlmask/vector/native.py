@@ -117,7 +117,7 @@ class NativeVector:
         self._lengths += 1
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         ended = np.flatnonzero(terminated | truncated)
-        final_obs, final_mask = self._final(ended, info)
+        final_obs, final_mask = self._final(ended, terminated, info)
         episodes = [
             Episode(
                 game=0,
@@ -239,8 +239,13 @@ class NativeVector:
             raise self._where.error("a mask holds something else than 0 and 1", fix)
         return valid
 
-    def _final(self, ended: np.ndarray, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the true successors of the ended steps, and their masks if there are any."""
+    def _final(
+        self, ended: np.ndarray, terminated: np.ndarray, info: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the true successors of the ended steps, and their masks.
+
+        Of a terminated one the mask may be missing or empty.
+        """
         masks = np.zeros((len(ended), self.spec.action.num_actions), bool)
         if not len(ended):
             return self._obs_rows([]), torch.from_numpy(masks)
@@ -254,10 +259,18 @@ class NativeVector:
             finals = [batch[i] for i in ended]
         if self._source == "obs":
             masks = self._checked(np.stack([one["action_mask"] for one in finals]), len(ended))
-        elif self._source == "info" and "action_mask" in info.get("final_info", {}):
-            masks = self._checked(np.asarray(info["final_info"]["action_mask"])[ended], len(ended))
         elif self._source == "none":
             masks[:] = True
+        elif "action_mask" in info.get("final_info", {}):
+            masks = self._checked(np.asarray(info["final_info"]["action_mask"])[ended], len(ended))
+        elif not terminated[ended].all():
+            self._where.index = int(ended[~terminated[ended]][0])
+            raise self._where.error(
+                "a truncated state has no action mask", "Give one in info['final_info']"
+            )
+        for row in np.flatnonzero(~terminated[ended]):
+            self._where.index = int(ended[row])
+            check_not_empty(masks[row].tobytes(), self.spec.action.nvec, self._where)
         rows = [self._to_obs(self._strip(one)) for one in finals]
         return self._obs_rows(rows), torch.from_numpy(masks)
 

@@ -137,6 +137,22 @@ def test_the_projection_is_that_of_the_double_loop(low, high, num):
     torch.testing.assert_close(got[0], probs[0])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "num"),
+    [(-10, 20, 51), (-100, 20, 51), (-200, 10, 51), (-10, 5, 51), (-3, 7, 8)],
+)
+def test_no_rounding_makes_a_probability_negative(low, high, num):
+    """(high - low) (num - 1) / (high - low) is above num - 1 in float32 for some of these."""
+    support = torch.linspace(low, high, num)
+    probs = torch.softmax(torch.randn(100, num), -1)
+    reward = torch.linspace(low, 2 * high, 100)
+    target = ops.project_categorical(probs, reward, torch.ones(100), support)
+    assert (target >= 0).all()
+    torch.testing.assert_close(target.sum(-1), torch.ones(100))
+    terms = ops.categorical_loss(torch.randn(100, num), target)
+    assert terms.error.isfinite().all()
+
+
 def test_the_projection_keeps_the_mean_within_the_support():
     support = torch.linspace(-10, 10, 21, dtype=torch.float64)
     probs = torch.softmax(torch.randn(30, 21, dtype=torch.float64), -1)

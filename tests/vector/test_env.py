@@ -16,9 +16,9 @@ PLACES = ["info", "obs", "method"]
 SEED = 11
 
 
-def make(name, num_envs=3, mask_source="auto", **kwargs):
+def make(name, num_envs=3, mask_source="auto", vectorization="sync", **kwargs):
     game = Game(env_id=env_id(name), env_kwargs=kwargs, mask_source=mask_source)
-    return make_vector((game,), num_envs, SEED)
+    return make_vector((game,), num_envs, SEED, vectorization=vectorization)
 
 
 def make_env(name, enforce=True, index=0, **kwargs):
@@ -285,6 +285,19 @@ def test_a_truncated_state_has_to_have_a_mask(where):
     vector.step(torch.zeros(1, dtype=torch.int64))
     with pytest.raises(MaskError, match=r"env 0, episode 1, step 2: .* has no action mask"):
         vector.step(torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("where", PLACES)
+def test_the_mask_of_a_truncated_state_has_a_valid_action(where, vectorization):
+    vector = make("Truncated", where=where, num_envs=1, vectorization=vectorization, empty=True)
+    try:
+        vector.reset()
+        vector.step(torch.zeros(1, dtype=torch.int64))
+        with pytest.raises(MaskError, match=r"episode 1, step 2: no action is valid, but the ep"):
+            vector.step(torch.zeros(1, dtype=torch.int64))
+    finally:
+        vector.close()
 
 
 @pytest.mark.parametrize("last", [None, 3, 5])

@@ -30,7 +30,7 @@ MESSAGES = {
     "objects": ("dtype object", "np.array(mask, dtype=bool)"),
     "bytes": ("dtype |S1", "np.array(mask, dtype=bool)"),
     "strings": ("dtype <U1", "np.array(mask, dtype=bool)"),
-    "empty": ("no action is valid, but the episode goes on", "terminated=True"),
+    "empty": ("no action is valid, but the episode has not terminated", "terminated=True"),
     "missing": ("`info` has no action mask", "at every reset and step"),
 }
 

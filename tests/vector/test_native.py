@@ -68,8 +68,7 @@ def test_episodes_restart_within_the_step(where):
         assert (step.obs[ended, 1] == 0).all()
         assert (step.obs[ended, 0] != obs[ended, 0]).all()
         assert torch.equal(step.action_mask, masks_of(step.obs))
-        final = masks_of(successor)[ended] if where != "method" else torch.tensor(False)
-        assert torch.equal(step.final_action_mask, final.expand(len(step.ended), 3))
+        assert torch.equal(step.final_action_mask, masks_of(successor)[ended])
         for episode, t in zip(step.episodes, step.final_obs[:, 1].tolist(), strict=True):
             assert (episode.episode_length, episode.game) == (t, 0)
             assert episode.episode_return == t * (t + 1) / 2  # 1 + ... + t
@@ -259,6 +258,20 @@ def test_an_end_without_a_final_observation_is_an_error():
     _, mask = vector.reset()
     with pytest.raises(EnvError, match="final_obs"):
         play(vector, mask, 7)  # an episode has 6 steps at most
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "words"),
+    [
+        *((where, "empty final_mask", "no action is valid") for where in PLACES),
+        *((where, "no final_mask", "a truncated state has no") for where in ("info", "method")),
+    ],
+)
+def test_a_truncated_state_has_to_have_a_mask_with_a_valid_action(where, fault, words):
+    vector = make("Counters", where=where, fault=fault)
+    _, mask = vector.reset()
+    with pytest.raises(MaskError, match=words):
+        play(vector, mask, 100)
 
 
 @pytest.mark.parametrize("named", [*PLACES, "none"])
