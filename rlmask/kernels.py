@@ -254,8 +254,30 @@ def follow(ring, slots, n_step, gamma, action, reward, discount):
 
 @compiled
 @no_type_check
-def set_priorities(ring, slots, priority):
-    """Set the priorities [B] of the transitions that start at slots; none where none starts."""
+def set_priorities(ring, slots, priority, least, largest, exponent):
+    """Set (priority + least)^exponent [B] of the transitions that start at slots; none elsewhere.
+
+    Level by level, as in `find_leaves`. Returns the highest priority; -1 if one is not in
+    [0, largest], and changes nothing then.
+    """
+    highest = 0.0
     for b in range(slots.size):
-        if ring.flags[slots[b]] & STEP:
-            set_leaf(ring.tree, slots[b], priority[b])
+        if not 0.0 <= priority[b] <= largest:
+            return -1.0
+        highest = max(highest, priority[b])
+    half = ring.tree.size // 2
+    nodes = np.empty(slots.size, np.int64)
+    num = 0
+    for b in range(slots.size):
+        if half and ring.flags[slots[b]] & STEP:
+            ring.tree[half + slots[b]] = (priority[b] + least) ** exponent
+            nodes[num] = half + slots[b]
+            num += 1
+    level = half
+    while level > 1:
+        for i in range(num):
+            node = nodes[i] // 2
+            ring.tree[node] = ring.tree[2 * node] + ring.tree[2 * node + 1]
+            nodes[i] = node
+        level //= 2
+    return highest + least

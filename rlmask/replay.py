@@ -239,12 +239,17 @@ class Replay:
         Raises:
             ReplayError: if a priority is negative or not finite; nothing is changed then.
         """
-        raised = priority.double().numpy() + LEAST_PRIORITY
-        largest, least = raised.max(), raised.min()
-        if not (least >= LEAST_PRIORITY and largest <= LARGEST_PRIORITY):
+        highest = kernels.set_priorities(
+            self._ring,
+            index.numpy(),
+            priority.double().numpy(),
+            LEAST_PRIORITY,
+            LARGEST_PRIORITY,
+            self._exponent,
+        )
+        if highest < 0:
             raise ReplayError(f"priorities must be finite and not negative, not {priority}")
-        self._max_priority = max(self._max_priority, float(largest))
-        kernels.set_priorities(self._ring, index.numpy(), raised**self._exponent)
+        self._max_priority = max(self._max_priority, highest)
 
     def capture(self) -> dict[str, Any]:
         """Return the state. What is stored comes in chunks, as it is when they are read."""
