@@ -44,6 +44,25 @@ class Ring(NamedTuple):
     writes: np.ndarray  # [chunks] int64, how often each chunk of slots was written to
 
 
+def empty_ring(
+    columns: int, slots: int, frame_bytes: int, mask_bytes: int, num_chunks: int, prioritized: bool
+) -> Ring:
+    """Return a ring in which nothing is written yet; without a tree unless prioritized."""
+    num_leaves = 2 ** (slots - 1).bit_length() if prioritized else 0
+    return Ring(
+        frames=np.zeros((slots, frame_bytes), np.uint8),
+        masks=np.zeros((slots, mask_bytes), np.uint8),
+        action=np.zeros(slots, np.int32),
+        reward=np.zeros(slots, np.float32),
+        flags=np.zeros(slots, np.uint8),
+        tree=np.zeros(2 * num_leaves),
+        head=np.full(columns, -1, np.int64),
+        filled=np.zeros(columns, np.int64),
+        num_stored=np.zeros(1, np.int64),
+        writes=np.zeros(num_chunks, np.int64),
+    )
+
+
 # `no_type_check` keeps the shape checks of the tests out of what is compiled
 
 

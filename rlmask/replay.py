@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlmask import kernels
-from rlmask.kernels import Ring
 from rlmask.types import Chunk, ObsSpec, Transition
 
 CHUNK_BYTES = 2**23  # of a file of a checkpoint; only what has changed is written again
@@ -89,18 +88,8 @@ class Replay:
         slots = num_envs * size
         num_chunks = -(-slots // max(1, CHUNK_BYTES // (frame_bytes + mask_bytes + 9)))
         self._chunk_slots = -(-slots // num_chunks)  # as the kernels have it
-        num_leaves = 2 ** (slots - 1).bit_length() if prioritized else 0
-        self._ring = Ring(
-            frames=np.zeros((slots, frame_bytes), np.uint8),
-            masks=np.zeros((slots, mask_bytes), np.uint8),
-            action=np.zeros(slots, np.int32),
-            reward=np.zeros(slots, np.float32),
-            flags=np.zeros(slots, np.uint8),
-            tree=np.zeros(2 * num_leaves),
-            head=np.full(num_envs, -1, np.int64),
-            filled=np.zeros(num_envs, np.int64),
-            num_stored=np.zeros(1, np.int64),
-            writes=np.zeros(num_chunks, np.int64),
+        self._ring = kernels.empty_ring(
+            num_envs, slots, frame_bytes, mask_bytes, num_chunks, prioritized
         )
         self._exponent = priority_exponent
         self._max_priority = 1.0  # what a transition gets until it is first drawn

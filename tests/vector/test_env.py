@@ -454,6 +454,18 @@ def test_an_observation_that_is_no_number_is_an_error(at):
             env.step(0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e15, 1e30])
+def test_a_vector_is_read_as_it_is_whatever_its_dtype(dtype, value):
+    if dtype == np.int64 and abs(value) > 1e18:
+        pytest.skip("no integer of 64 bits")
+    shows = np.array([1.0, value], dtype)
+    obs, _ = make_env("Spaces", observation=spaces.Box(-np.inf, np.inf, (2,)), shows=shows).reset()
+    assert obs.dtype == np.float32
+    assert obs.tolist() == shows.astype(np.float32).tolist()
+    assert not np.shares_memory(obs, shows)
+
+
 WRONG_OBS = {
     "vector": (spaces.Box(0, 1, (4,)), np.zeros((1, 4))),
     "matrix": (spaces.Box(0, 1, (2, 3)), np.zeros((3, 2))),
