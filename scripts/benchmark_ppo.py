@@ -158,7 +158,7 @@ def time_to_return(pairs: int, target: float = 7.0) -> None:
     results = run_pairs(__file__, jobs_of(TIME, target), pairs)
     hits = {who: sum(r["mean_return"] >= target for r in rs) for who, rs in results.items()}
     print(f"Taxi-v4, seconds from process start to a mean training return of {target}: {TIME}")
-    print(f"  reached: rlmask {hits['rlmask']}, sb3-contrib {hits['sb3']} of {pairs}")
+    print(f"  reached: rlmask {hits['rlmask']}, sb3-contrib {hits['sb3-contrib']} of {pairs}")
     if hits["rlmask"] + hits["sb3-contrib"] < 2 * pairs:
         print("  a run that did not reach it counts with its whole time, so the ratio is a bound")
     report(results, "seconds", higher_is_better=False)
