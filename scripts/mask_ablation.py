@@ -71,11 +71,19 @@ def ignoring_mask(policy: Policy, obs: Tensor, action_mask: Tensor) -> Tensor:
     return policy(obs, torch.ones_like(action_mask))
 
 
-def median_needed(done: list[Curve], threshold: float) -> str:
-    """Return the median of env steps, and that it is more if the run in the middle fell short."""
-    reached = sum(points[-1][1] >= threshold for points in done)
-    median = statistics.median(points[-1][0] for points in done)
-    return f"{'' if 2 * reached > len(done) else 'more than '}{median:,.0f} env steps"
+def num_reached(done: list[Curve], threshold: float) -> int:
+    """Return how many runs end at the threshold."""
+    return sum(points[-1][1] >= threshold for points in done)
+
+
+def more_than(done: list[Curve], threshold: float) -> str:
+    """Return what to say before the median of env steps: that it is more, if half fell short."""
+    return "" if 2 * num_reached(done, threshold) > len(done) else "more than "
+
+
+def median_needed(done: list[Curve]) -> float:
+    """Return the median of the env steps."""
+    return statistics.median(points[-1][0] for points in done)
 
 
 def draw(curves: dict[str, list[Curve]], threshold: float, out: Path) -> None:
@@ -90,7 +98,8 @@ def draw(curves: dict[str, list[Curve]], threshold: float, out: Path) -> None:
         for returns in held:
             axes.plot(thousands, returns, color=COLOURS[env], alpha=0.3, linewidth=0.8)
         median = [statistics.median(column) for column in zip(*held, strict=True)]
-        label = f"{LABELS[env]}: median {median_needed(done, threshold)}"
+        needed = f"{more_than(done, threshold)}{median_needed(done):,.0f} env steps"
+        label = f"{LABELS[env]}: median {needed}"
         axes.plot(thousands, median, color=COLOURS[env], linewidth=2, label=label)
     axes.axhline(threshold, color="black", linestyle=":", linewidth=1)
     axes.set_yscale("symlog", linthresh=10)
@@ -131,14 +140,15 @@ def main() -> None:
     draw(curves, arguments.threshold, arguments.out)
     for env, done in curves.items():
         needed = [points[-1][0] for points in done]
-        reached = sum(points[-1][1] >= arguments.threshold for points in done)
+        reached = num_reached(done, arguments.threshold)
         print(
             f"{LABELS[env]}: {reached} of {arguments.seeds} reach {arguments.threshold}, median "
-            f"{median_needed(done, arguments.threshold)} [{min(needed):,}, {max(needed):,}]"
+            f"{more_than(done, arguments.threshold)}{median_needed(done):,.0f} env steps "
+            f"[{min(needed):,}, {max(needed):,}]"
         )
-    with_mask, without = (statistics.median(p[-1][0] for p in done) for done in curves.values())
-    more = "more than " if "more" in median_needed(curves[UNMASKED], arguments.threshold) else ""
-    print(f"without / with, of the medians: {more}{without / with_mask:.1f}; {arguments.out}")
+    ratio = median_needed(curves[UNMASKED]) / median_needed(curves[MASKED])
+    more = more_than(curves[UNMASKED], arguments.threshold)
+    print(f"without / with, of the medians: {more}{ratio:.1f}; {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -218,10 +218,7 @@ class NativeVector:
         if self._source == "info" and reported is not None and not np.all(reported):
             raise self._where.error("not every env reports a mask", "Give one for all of them")
         masks = self._checked(raw, self.num_envs)
-        if len(nvec) > 1 or not masks.any(-1).all():
-            for index, row in enumerate(masks):
-                self._where.index = index
-                check_not_empty(row.tobytes(), nvec, self._where)
+        self._check_not_empty(masks, np.arange(self.num_envs))
         self._masks = masks
         return torch.from_numpy(masks.copy())
 
@@ -238,6 +235,15 @@ class NativeVector:
             self._where.index = int(wrong.any(-1).argmax())
             raise self._where.error("a mask holds something else than 0 and 1", fix)
         return valid
+
+    def _check_not_empty(self, masks: np.ndarray, envs: np.ndarray) -> None:
+        """Raise `MaskError` if the mask of one of some envs has no valid action."""
+        nvec = self.spec.action.nvec
+        if len(nvec) == 1 and masks.any(-1).all():
+            return
+        for index, row in zip(envs.tolist(), masks, strict=True):
+            self._where.index = index
+            check_not_empty(row.tobytes(), nvec, self._where)
 
     def _final(
         self, ended: np.ndarray, terminated: np.ndarray, info: Mapping[str, Any]
@@ -268,9 +274,8 @@ class NativeVector:
             raise self._where.error(
                 "a truncated state has no action mask", "Give one in info['final_info']"
             )
-        for row in np.flatnonzero(~terminated[ended]):
-            self._where.index = int(ended[row])
-            check_not_empty(masks[row].tobytes(), self.spec.action.nvec, self._where)
+        goes_on = ~terminated[ended]
+        self._check_not_empty(masks[goes_on], ended[goes_on])
         rows = [self._to_obs(self._strip(one)) for one in finals]
         return self._obs_rows(rows), torch.from_numpy(masks)
 
