@@ -1,1 +1,33 @@
-"""Native games with real masks.."""
+"""Fast games with real action masks: `gymnasium.make("rlmask_envs:rlmask/Snake-v0")`.
+
+Each game is one module of rules; see `rlmask_envs.rules` for what that is, and its docstring for
+what the game is. Registered are a single env and a vector env that steps N copies in one call.
+"""
+
+import gymnasium
+
+from rlmask_envs.envs import GameEnv, GameVectorEnv, InvalidActionError
+from rlmask_envs.rules import NoOptions, Setup
+
+
+def register(env_id: str, game: str, max_episode_steps: int | None = None) -> None:
+    """Make a game known to Gymnasium.
+
+    Args:
+        env_id: such as `rlmask/Snake-v0`.
+        game: name of the module with its rules, such as `rlmask_envs.snake`; imported when made.
+        max_episode_steps: an episode is truncated there; None: never.
+    """
+    gymnasium.register(
+        env_id,
+        entry_point="rlmask_envs.envs:GameEnv",
+        vector_entry_point="rlmask_envs.envs:GameVectorEnv",
+        max_episode_steps=max_episode_steps,
+        kwargs={"game": game},
+    )
+
+
+register("rlmask/Snake-v0", "rlmask_envs.snake", 1000)
+
+
+__all__ = ["GameEnv", "GameVectorEnv", "InvalidActionError", "NoOptions", "Setup", "register"]

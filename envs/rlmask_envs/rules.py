@@ -1,0 +1,106 @@
+"""What a game is: a module with the functions below, and `setup`. This one only says what they are.
+
+The functions are plain scalar Python, compiled by Numba, over arrays of fixed size: they allocate
+nothing, make no objects, raise nothing, and call only each other and `rlmask_envs.rng`; so they
+would compile for a GPU, too. Their arguments:
+
+- `state`: a record of the dtype that `setup` gives; its fields are numbers and arrays. It holds
+  everything that the rest of the episode depends on.
+- `rng`: the env's own source of randomness, for the functions of `rlmask_envs.rng`.
+- `options`: the named tuple that `setup` gives, the same for all envs.
+
+`docs/games.md` shows a whole game.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+
+
+
+class NoOptions(NamedTuple):
+    """For a game that has none; Numba takes no empty tuple."""
+
+    nothing: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `setup(**sizes)` of a game returns: all that depends on its sizes, but on no episode.
+
+    Attributes:
+        state: the fields of `state`; rlmask_envs aligns them.
+        options: a named tuple of numbers and (read-only) arrays.
+        observation_space: a Box of uint8 or float32.
+        num_actions: A.
+    """
+
+    state: np.dtype
+    options: Any
+    observation_space: spaces.Box
+    num_actions: int
+
+
+def setup(**sizes: Any) -> Setup:
+    """Return the `Setup` of the game for these sizes; every one has a default.
+
+    Raises:
+        ValueError: for sizes that the game cannot be played in; says which can.
+    """
+    raise NotImplementedError
+
+
+def reset(state: Any, rng: Any, options: Any) -> None:
+    """Start an episode: set every field of `state`, which holds the end of the last one.
+
+    At least one action is valid then.
+    """
+    raise NotImplementedError
+
+
+def step(state: Any, action: Any, rng: Any, options: Any) -> tuple[float, bool]:
+    """Take a valid action; return the reward and whether the episode terminated.
+
+    Unless it did, at least one action is valid afterwards.
+    """
+    raise NotImplementedError
+
+
+def observe(state: Any, obs: Any, options: Any) -> None:
+    """Write the observation of `state` to `obs`, which is all 0."""
+    raise NotImplementedError
+
+
+def valid_actions(state: Any, mask: Any, options: Any) -> None:
+    """Write 1 (or True) to the entries of `mask`, all 0, whose actions the rules allow."""
+    raise NotImplementedError
+
+
+def image(state: Any, options: Any) -> np.ndarray:
+    """Return a picture of `state`, [height, width, 3] uint8; ordinary Python, see `drawing`."""
+    raise NotImplementedError
+
+
+def text(state: Any, options: Any) -> str:
+    """Return `state` as lines of text; ordinary Python."""
+    raise NotImplementedError
+
+
+RULES = ("reset", "step", "observe", "valid_actions")  # compiled
+OTHERS = ("setup", "image", "text")
+
+
+def check_game(game: ModuleType) -> None:
+    """Check that a module has what a game needs.
+
+    Raises:
+        TypeError: if not; names what is missing.
+    """
+    missing = [name for name in (*RULES, *OTHERS) if not callable(getattr(game, name, None))]
+    if missing:
+        raise TypeError(f"{game.__name__} is no game: it has no function {', '.join(missing)}")
+
+
