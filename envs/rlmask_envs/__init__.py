@@ -7,7 +7,7 @@ what the game is. Registered are a single env and a vector env that steps N copi
 import gymnasium
 
 from rlmask_envs.envs import GameEnv, GameVectorEnv, InvalidActionError
-from rlmask_envs.rules import NoOptions, Setup
+from rlmask_envs.rules import Setup
 
 
 def register(env_id: str, game: str, max_episode_steps: int | None = None) -> None:
@@ -28,6 +28,14 @@ def register(env_id: str, game: str, max_episode_steps: int | None = None) -> No
 
 
 register("rlmask/Snake-v0", "rlmask_envs.snake", 1000)
+register("rlmask/Game2048-v0", "rlmask_envs.game2048")
+register("rlmask/Sokoban-v0", "rlmask_envs.sokoban", 120)
+register("rlmask/Tetris-v0", "rlmask_envs.tetris", 5000)
+register("rlmask/Courier-v0", "rlmask_envs.courier", 200)
+register("rlmask/Minesweeper-v0", "rlmask_envs.minesweeper")
+register("rlmask/ConnectFour-v0", "rlmask_envs.connect_four")
+register("rlmask/Othello-v0", "rlmask_envs.othello")
+register("rlmask/CVRP-v0", "rlmask_envs.cvrp")
+register("rlmask/JobShop-v0", "rlmask_envs.job_shop")
 
-
-__all__ = ["GameEnv", "GameVectorEnv", "InvalidActionError", "NoOptions", "Setup", "register"]
+__all__ = ["GameEnv", "GameVectorEnv", "InvalidActionError", "Setup", "register"]

@@ -40,49 +40,53 @@ class Loops(NamedTuple):
     step_all: Callable[..., int]
 
 
-def reset_all(batch: Batch, options: Any, start: bool) -> None:
+def reset_all(batch: Batch, options_array: np.ndarray, start: bool) -> None:
     """Write observation and mask of every copy, after it has started an episode if `start`."""
-    for i in prange(len(batch.states)):
-        state = batch.states[i]
+    states, rngs, steps, obs, masks = batch[:5]  # a named tuple cannot go into the loop
+    for i in prange(len(states)):
+        state, options = states[i], options_array[0]  # no record can go into the loop either
         if start:
-            reset(state, batch.rngs[i], options)
-            batch.steps[i] = 0
-        batch.obs[i] = 0
-        batch.masks[i] = 0
-        observe(state, batch.obs[i], options)
-        valid_actions(state, batch.masks[i], options)
+            reset(state, rngs[i], options)
+            steps[i] = 0
+        obs[i] = 0
+        masks[i] = 0
+        observe(state, obs[i], options)
+        valid_actions(state, masks[i], options)
 
 
 def step_all(
-    batch: Batch, actions: np.ndarray, options: Any, max_steps: int, restart: bool
+    batch: Batch, actions: np.ndarray, options_array: np.ndarray, max_steps: int, restart: bool
 ) -> int:
     """Take an action in every copy; start a new episode where one ended if `restart`.
 
     Returns the index of the first copy whose action is invalid, in which case nothing was done,
     or -1.
     """
+    states, rngs, steps, obs, masks, rewards, terminations, truncations, final_obs, final_masks = (
+        batch
+    )
     for i in range(len(actions)):
-        if not 0 <= actions[i] < batch.masks.shape[1] or batch.masks[i, actions[i]] == 0:
+        if not 0 <= actions[i] < masks.shape[1] or masks[i, actions[i]] == 0:
             return i
     for i in prange(len(actions)):
-        state, rng = batch.states[i], batch.rngs[i]
+        state, rng, options = states[i], rngs[i], options_array[0]
         reward, terminated = step(state, actions[i], rng, options)
-        batch.steps[i] += 1
-        truncated = not terminated and batch.steps[i] >= max_steps
-        batch.rewards[i] = reward
-        batch.terminated[i] = terminated
-        batch.truncated[i] = truncated
+        steps[i] += 1
+        truncated = not terminated and steps[i] >= max_steps
+        rewards[i] = reward
+        terminations[i] = terminated
+        truncations[i] = truncated
         if restart and (terminated or truncated):
-            batch.final_obs[i] = 0
-            batch.final_masks[i] = 0
-            observe(state, batch.final_obs[i], options)
-            valid_actions(state, batch.final_masks[i], options)
+            final_obs[i] = 0
+            final_masks[i] = 0
+            observe(state, final_obs[i], options)
+            valid_actions(state, final_masks[i], options)
             reset(state, rng, options)
-            batch.steps[i] = 0
-        batch.obs[i] = 0
-        batch.masks[i] = 0
-        observe(state, batch.obs[i], options)
-        valid_actions(state, batch.masks[i], options)
+            steps[i] = 0
+        obs[i] = 0
+        masks[i] = 0
+        observe(state, obs[i], options)
+        valid_actions(state, masks[i], options)
     return -1
 
 

@@ -3,11 +3,13 @@
 A picture is an array [height, width, 3] of uint8; what is drawn is blended in at its edges.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 CELL = 32  # pixels
 
-Color = tuple[int, int, int]
+Color = Sequence[int]  # red, green, blue, 0 to 255
 WHITE, BLACK = (255, 255, 255), (24, 24, 27)
 PAPER, GRID, INK = (246, 244, 238), (222, 218, 208), (58, 56, 52)
 RED, ORANGE, YELLOW = (214, 69, 65), (235, 142, 62), (240, 200, 66)
@@ -16,7 +18,8 @@ PURPLE, PINK, GREY = (140, 94, 180), (222, 128, 168), (150, 148, 142)
 
 # 3 x 5 pixels each, a row an octal digit
 GLYPHS = {
-    " ": "00000", "-": "00700", "+": "02720", ".": "00002", ":": "02020", "/": "11244", "?": "71302",
+    " ": "00000", "-": "00700", "+": "02720", ".": "00002", ":": "02020", "/": "11244",
+    "?": "71302",
     "0": "75557", "1": "26227", "2": "71747", "3": "71317", "4": "55711",
     "5": "74717", "6": "74757", "7": "71122", "8": "75757", "9": "75717",
     "A": "25755", "B": "65656", "C": "34443", "D": "65556", "E": "74647", "F": "74644",
@@ -56,9 +59,7 @@ def cell(picture: np.ndarray, y: float, x: float, color: Color, margin: float = 
     rectangle(picture, y + margin, x + margin, 1 - 2 * margin, 1 - 2 * margin, color)
 
 
-def disc(
-    picture: np.ndarray, y: float, x: float, color: Color, radius: float = 0.38
-) -> None:
+def disc(picture: np.ndarray, y: float, x: float, color: Color, radius: float = 0.38) -> None:
     """Draw a disc around the middle of the cell in row y and column x."""
     dot(picture, y + 0.5, x + 0.5, color, radius)
 

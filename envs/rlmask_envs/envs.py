@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from numba.core import config
 
 from rlmask_envs.compiled import Batch, load_game, loops_of
 from rlmask_envs.rules import Setup
@@ -75,6 +76,7 @@ class GameVectorEnv(VectorEnv):
         self._threads = choose_threads(num_threads, num_envs)
         self._copy = copy
         self._loops = loops_of(self.game)
+        self._options = make_record(self.setup.options)
         self._batch = make_batch(self.setup, num_envs)
         self._is_seeded = False
 
@@ -104,7 +106,7 @@ class GameVectorEnv(VectorEnv):
         if not self._is_seeded:
             raise gym.error.ResetNeeded("call reset() before step()")
         numba.set_num_threads(self._threads)
-        refused = self._loops.step_all(batch, actions, self.setup.options, self._max_steps, True)
+        refused = self._loops.step_all(batch, actions, self._options, self._max_steps, True)
         if refused >= 0:
             raise invalid(self.game, refused, int(actions[refused]), batch.masks[refused])
         obs, masks, rewards, terminated, truncated = (
@@ -155,13 +157,13 @@ class GameVectorEnv(VectorEnv):
         if self.render_mode is None:
             return None
         return tuple(
-            show(self.game, self.render_mode, state, self.setup.options)
+            show(self.game, self.render_mode, state, self._options)
             for state in self._batch.states.view(np.recarray)
         )
 
     def _show(self, start: bool) -> tuple[np.ndarray, dict[str, Any]]:
         numba.set_num_threads(self._threads)
-        self._loops.reset_all(self._batch, self.setup.options, start)
+        self._loops.reset_all(self._batch, self._options, start)
         return self._own(self._batch.obs), {"action_mask": self._own(self._batch.masks)}
 
     def _own(self, array: np.ndarray) -> np.ndarray:
@@ -196,6 +198,7 @@ class GameEnv(gym.Env):
         self.observation_space = self.setup.observation_space
         self.action_space = spaces.Discrete(self.setup.num_actions)
         self._loops = loops_of(self.game)
+        self._options = make_record(self.setup.options)
         self._batch = make_batch(self.setup, 1)
         self._action = np.zeros(1, np.int64)
         self._is_running = False
@@ -208,7 +211,7 @@ class GameEnv(gym.Env):
         batch = self._batch
         batch.rngs[0] = self.np_random.integers(2**64, dtype=np.uint64), 0
         numba.set_num_threads(1)
-        self._loops.reset_all(batch, self.setup.options, True)
+        self._loops.reset_all(batch, self._options, True)
         self._is_running = True
         return batch.obs[0].copy(), {"action_mask": batch.masks[0].copy()}
 
@@ -220,10 +223,10 @@ class GameEnv(gym.Env):
         """
         if not self._is_running:
             raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
-        batch, options = self._batch, self.setup.options
+        batch = self._batch
         self._action[0] = action
         numba.set_num_threads(1)
-        if self._loops.step_all(batch, self._action, options, NEVER, False) >= 0:
+        if self._loops.step_all(batch, self._action, self._options, NEVER, False) >= 0:
             raise invalid(self.game, 0, int(self._action[0]), batch.masks[0])
         terminated = bool(batch.terminated[0])
         self._is_running = not terminated
@@ -235,7 +238,7 @@ class GameEnv(gym.Env):
         if self.render_mode is None:
             return None
         (state,) = self._batch.states.view(np.recarray)
-        return show(self.game, self.render_mode, state, self.setup.options)
+        return show(self.game, self.render_mode, state, self._options)
 
 
 def set_up(
@@ -246,6 +249,16 @@ def set_up(
         raise ValueError(f"render_mode is {render_mode!r}; it takes {' or '.join(RENDER_MODES)}")
     module = load_game(game)
     return module, module.setup(**sizes)
+
+
+def make_record(fields: Mapping[str, Any]) -> np.ndarray:
+    """Return numbers and arrays as one record, [1]; integers become int64, floats float64."""
+    arrays = {name: np.asarray(value) for name, value in fields.items()}
+    dtype = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+    record = np.zeros(1, np.dtype(dtype or [("nothing", np.int64)], align=True))
+    for name, array in arrays.items():
+        record[name] = array
+    return record
 
 
 def make_batch(setup: Setup, num_envs: int) -> Batch:
@@ -278,7 +291,7 @@ def choose_threads(wanted: int | None, num_envs: int) -> int:
     Raises:
         ValueError: if more are wanted than Numba was started with.
     """
-    most = numba.config.NUMBA_NUM_THREADS
+    most = int(vars(config)["NUMBA_NUM_THREADS"])
     if wanted is None:
         return max(1, min(most, num_envs // ENVS_PER_THREAD))
     if not 1 <= wanted <= most:
@@ -286,8 +299,9 @@ def choose_threads(wanted: int | None, num_envs: int) -> int:
     return wanted
 
 
-def show(game: ModuleType, render_mode: str, state: Any, options: Any) -> Any:
+def show(game: ModuleType, render_mode: str, state: Any, options: np.ndarray) -> Any:
     """Return a state as a picture or as text."""
+    (options,) = options.view(np.recarray)
     return game.image(state, options) if render_mode == "rgb_array" else game.text(state, options)
 
 

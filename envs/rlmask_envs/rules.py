@@ -7,24 +7,18 @@ would compile for a GPU, too. Their arguments:
 - `state`: a record of the dtype that `setup` gives; its fields are numbers and arrays. It holds
   everything that the rest of the episode depends on.
 - `rng`: the env's own source of randomness, for the functions of `rlmask_envs.rng`.
-- `options`: the named tuple that `setup` gives, the same for all envs.
+- `options`: a record of what `setup` gives under that name, the same for all envs; read only.
 
 `docs/games.md` shows a whole game.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-
-
-
-class NoOptions(NamedTuple):
-    """For a game that has none; Numba takes no empty tuple."""
-
-    nothing: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,13 +27,13 @@ class Setup:
 
     Attributes:
         state: the fields of `state`; rlmask_envs aligns them.
-        options: a named tuple of numbers and (read-only) arrays.
+        options: what the rules may read besides: numbers and arrays by name.
         observation_space: a Box of uint8 or float32.
         num_actions: A.
     """
 
     state: np.dtype
-    options: Any
+    options: Mapping[str, Any]
     observation_space: spaces.Box
     num_actions: int
 
@@ -102,5 +96,3 @@ def check_game(game: ModuleType) -> None:
     missing = [name for name in (*RULES, *OTHERS) if not callable(getattr(game, name, None))]
     if missing:
         raise TypeError(f"{game.__name__} is no game: it has no function {', '.join(missing)}")
-
-

@@ -1,8 +1,8 @@
 """Snake: eat without biting yourself, on a board of up to 10 x 10.
 
 ## Description
-A snake of three cells starts in a random row. Each step it moves one cell ahead; where it meets food
-it grows by a cell, and new food appears on a random free cell.
+A snake of three cells starts in a random row. Each step it moves one cell ahead; where it meets
+food it grows by a cell, and new food appears on a random free cell.
 
 ## Action Space
 `Discrete(6)`, the union of the suite: 0 up, 1 right, 2 down, 3 left; 4 and 5 are never valid.
@@ -28,8 +28,6 @@ Terminated: the snake bites itself, or fills the board. Truncated: after 1,000 s
 `height` (2 to 10), `width` (4 to 10), both 10.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
@@ -50,16 +48,12 @@ from rlmask_envs.suite import (
 START_LENGTH = 3
 
 
-class Options(NamedTuple):
-    """Size of the board."""
-
-    height: int
-    width: int
-
-
 def setup(height: int = 10, width: int = 10) -> Setup:
     """Return what depends on the size of the board."""
-    options = Options(check_size("height", height, 2), check_size("width", width, 4))
+    options = {
+        "height": check_size("height", height, 2),
+        "width": check_size("width", width, 4),
+    }
     fields = [
         ("entered", np.int32, (height, width)),  # the move that the head came to a cell with
         ("moves", np.int32),  # a cell is the snake's if entered > moves - length
@@ -168,7 +162,7 @@ def image(state, options):
             left = int(state.entered[y, x] - (state.moves - state.length))
             if left > 0:
                 fade = 0.4 + 0.6 * left / int(state.length)
-                color = tuple(round(255 - fade * (255 - c)) for c in drawing.GREEN)
+                color = [round(255 - fade * (255 - c)) for c in drawing.GREEN]
                 drawing.cell(picture, y, x, color)
     drawing.disc(picture, state.y, state.x, drawing.INK, 0.2)
     return picture
