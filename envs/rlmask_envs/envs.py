@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numba
@@ -47,6 +47,12 @@ class GameVectorEnv(VectorEnv):
         ValueError: for sizes that the game cannot be played in.
     """
 
+    metadata: ClassVar[dict[str, Any]] = {
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 8,
+    }
+
     def __init__(
         self,
         game: str,
@@ -62,11 +68,6 @@ class GameVectorEnv(VectorEnv):
             raise ValueError(f"num_envs is {num_envs}; it has to be at least 1")
         self.game, self.setup = set_up(game, render_mode, sizes)
         self.num_envs = num_envs
-        self.metadata = {
-            "autoreset_mode": AutoresetMode.SAME_STEP,
-            "render_modes": list(RENDER_MODES),
-            "render_fps": 8,
-        }
         self.render_mode = render_mode
         self.single_observation_space = self.setup.observation_space
         self.single_action_space = spaces.Discrete(self.setup.num_actions)
@@ -191,9 +192,10 @@ class GameEnv(gym.Env):
         ValueError: for sizes that the game cannot be played in.
     """
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
+
     def __init__(self, game: str, *, render_mode: str | None = None, **sizes: Any) -> None:
         self.game, self.setup = set_up(game, render_mode, sizes)
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}
         self.render_mode = render_mode
         self.observation_space = self.setup.observation_space
         self.action_space = spaces.Discrete(self.setup.num_actions)

@@ -16,4 +16,5 @@ def valid(state, options):
         (state.y, state.x - 1),
     ]
     on_board = [0 <= y < options.height and 0 <= x < options.width for y, x in ahead]
-    return [on and place not in neck for on, place in zip(on_board, ahead)] + [False, False]
+    moves = zip(on_board, ahead, strict=True)
+    return [on and place not in neck for on, place in moves] + [False, False]

@@ -1,0 +1,409 @@
+"""What every native game has to keep, whichever it is."""
+
+import ast
+import copy
+import importlib
+import inspect
+import pickle
+import re
+from types import FunctionType
+
+import gymnasium as gym
+import numba
+import numpy as np
+import pytest
+import rlmask_envs
+from gymnasium.utils.env_checker import check_env
+from numpy.testing import assert_array_equal
+from playing import draw, env_id, make_vec, options_of, play, states_of
+from rlmask_envs import InvalidActionError, compiled, rules
+from rlmask_envs.compiled import load_game
+
+NATIVE = "rlmask_envs.envs:GameEnv"
+SPECS = {spec.name: spec for spec in gym.registry.values() if spec.entry_point == NATIVE}
+GAMES = sorted(SPECS)
+SUITE = ["Courier", "Game2048", "Snake", "Sokoban", "Tetris"]
+SMALL = {  # other sizes, in which episodes end sooner
+    "CVRP": {"num_customers": 5, "capacity": 15},
+    "ConnectFour": {"height": 4, "width": 5, "opponent": "heuristic"},
+    "Courier": {"height": 7, "width": 8, "num_doors": 1},
+    "Game2048": {"size": 3},
+    "JobShop": {"instance": "ft06"},
+    "Minesweeper": {"height": 5, "width": 4, "num_mines": 4},
+    "Othello": {"opponent": "heuristic", "seat": "second"},
+    "Snake": {"height": 4, "width": 5},
+    "Sokoban": {"height": 6, "width": 7, "num_boxes": 1},
+    "Tetris": {"height": 8, "width": 6},
+}
+
+
+@pytest.fixture(params=GAMES)
+def name(request):
+    return request.param
+
+
+def module_of(name):
+    return load_game(SPECS[name].kwargs["game"])
+
+
+def test_the_games_are_there():
+    assert set(GAMES) == set(SMALL) == {*SUITE, *GAMES}
+    assert len(GAMES) == 10
+
+
+def test_gymnasium_accepts_it(name):
+    env = gym.make(env_id(name), disable_env_checker=True).unwrapped
+    masks = env._batch.masks
+    # the checker knows no masks, and is handed valid actions
+    env.action_space.sample = lambda *args, **kwargs: int(masks[0].argmax())
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.parametrize("sizes", ["default", "small"])
+def test_every_mask_agrees_with_brute_force(name, sizes):
+    reference = importlib.import_module(f"reference_games.{module_of(name).__name__.split('.')[1]}")
+    envs = make_vec(name, 8, **({} if sizes == "default" else SMALL[name]))
+    options, states = options_of(envs), states_of(envs)
+    seen = 0
+    for *_, info in play(envs, 150):
+        for mask, state in zip(info["action_mask"], states, strict=True):
+            assert_array_equal(mask, reference.valid(state, options))
+            seen += 1
+        assert info["action_mask"].any(-1).all()
+    assert seen == 8 * 150
+
+
+@pytest.mark.parametrize("sizes", ["default", "small"])
+def test_arrays_fit_their_spaces(name, sizes):
+    envs = make_vec(name, 8, **({} if sizes == "default" else SMALL[name]))
+    space, num_actions = envs.single_observation_space, envs.single_action_space.n
+    ends = 0
+    for _, obs, reward, terminated, truncated, info in play(envs, 400, seed=1):
+        assert all(one in space for one in obs)
+        assert info["action_mask"].shape == (8, num_actions)
+        assert info["action_mask"].dtype == np.int8
+        assert set(np.unique(info["action_mask"])) <= {0, 1}
+        assert reward.shape == (8,) and np.isfinite(reward).all()
+        ended = terminated | truncated
+        ends += ended.sum()
+        assert ("final_obs" in info) == ended.any()
+        if ended.any():
+            assert_array_equal(info["_final_obs"], ended)
+            assert all(one in space for one in info["final_obs"][ended])
+            assert info["final_info"]["action_mask"][truncated].any(-1).all()
+    assert ends or sizes == "default"
+
+
+def test_same_seed_same_trajectories_for_any_number_of_threads_and_copies(name):
+    rng = np.random.default_rng(0)
+    most = numba.config.NUMBA_NUM_THREADS
+    settings = [{"num_threads": 1}, {"num_threads": most}, {"copy": False}, {"num_envs": 24}]
+    all_envs = [make_vec(name, **{"num_envs": 16, **kwargs, **SMALL[name]}) for kwargs in settings]
+    seen = [envs.reset(seed=5) for envs in all_envs]
+    for _ in range(150):
+        (obs, info), *others = seen
+        for other_obs, other in others:
+            assert_array_equal(other_obs[:16], obs)
+            assert_array_equal(other["action_mask"][:16], info["action_mask"])
+        action = draw(info["action_mask"], rng)
+        seen = []
+        for envs in all_envs:
+            more = envs.num_envs - 16  # these play on their own
+            rest = envs._batch.masks[16:].argmax(-1) if more else action[:0]
+            obs, reward, terminated, truncated, info = envs.step(np.concatenate([action, rest]))
+            seen.append((obs, {**info, "end": (reward[:16], terminated[:16], truncated[:16])}))
+        for _, info in seen:
+            assert_array_equal(np.array(info["end"]), np.array(seen[0][1]["end"]))
+
+
+def test_copies_and_seeds_differ(name):
+    envs = make_vec(name, 16)
+    runs = [[obs for _, obs, *_ in play(envs, 60, seed)] for seed in (0, 1)]
+    assert any((a != b).any() for a, b in zip(*runs, strict=True))
+    assert any((obs[0] != obs[1]).any() for obs in runs[0])
+
+
+def test_a_reset_without_a_seed_goes_on(name):
+    envs = make_vec(name, 4)
+    for _ in range(3):
+        envs.reset(seed=3)
+        counters = envs._batch.rngs[:, 1].copy()
+        envs.reset()
+        assert (envs._batch.rngs[:, 1] >= counters).all()
+    assert len(set(envs._batch.rngs[:, 0])) == 4
+
+
+def test_a_captured_state_goes_on_bit_for_bit(name):
+    envs, twin = make_vec(name, 8, **SMALL[name]), make_vec(name, 8, **SMALL[name])
+    list(play(envs, 37, seed=2))
+    state = copy.deepcopy(envs.capture_state())
+    assert all(array.dtype.names is None for array in state.values())  # plain arrays
+    obs, info = twin.restore_state(state)
+    assert_array_equal(obs, envs._batch.obs)
+    assert_array_equal(info["action_mask"], envs._batch.masks)
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        action = draw(envs._batch.masks, rng)
+        for ours, theirs in zip(envs.step(action)[:4], twin.step(action)[:4], strict=True):
+            assert_array_equal(ours, theirs)
+    assert_array_equal(envs.capture_state()["states"], twin.capture_state()["states"])
+
+
+def test_a_state_of_other_envs_is_refused(name):
+    envs, larger = make_vec(name, 4), make_vec(name, 5)
+    larger.reset(seed=0)
+    with pytest.raises(ValueError, match="num_envs"):
+        envs.restore_state(larger.capture_state())
+
+
+def test_an_invalid_action_moves_nothing(name):
+    envs = make_vec(name, 8)
+    rng = np.random.default_rng(0)
+    envs.reset(seed=0)
+    tried = 0
+    for _ in range(60):
+        masks = envs._batch.masks
+        action = draw(masks, rng)
+        before = envs.capture_state()
+        for index in np.flatnonzero((masks == 0).any(-1))[:2]:
+            wrong = action.copy()
+            wrong[index] = masks[index].argmin()
+            text = f"env {index}: action {wrong[index]} is invalid"
+            with pytest.raises(InvalidActionError, match=text):
+                envs.step(wrong)
+            tried += 1
+        for outside in (-1, masks.shape[1], 2**40, -(2**40)):
+            with pytest.raises(InvalidActionError):
+                envs.step(np.where(np.arange(8) == 3, outside, action))
+        for key, array in envs.capture_state().items():
+            assert_array_equal(array, before[key])
+        envs.step(action)
+    assert tried
+
+
+def test_a_single_env_raises_too_and_plays_on(name):
+    env = gym.make(env_id(name))
+    _, info = env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        mask = info["action_mask"]
+        if not mask.all():
+            with pytest.raises(InvalidActionError):
+                env.step(int(mask.argmin()))
+        *_, terminated, truncated, info = env.step(int(draw(mask, rng)))
+        if terminated or truncated:
+            _, info = env.reset()
+
+
+def test_a_single_env_is_a_copy_of_the_vector_env(name):
+    """The same state and randomness, the same game; the end is shown, not the next beginning."""
+    envs, single = make_vec(name, 1, **SMALL[name]), gym.make(env_id(name), **SMALL[name])
+    single.reset(seed=0)
+    batch = single.unwrapped._batch
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        envs.reset(seed=4)
+        batch.states[:], batch.rngs[:] = envs._batch.states, envs._batch.rngs
+        batch.masks[:] = envs._batch.masks
+        while True:
+            action = draw(batch.masks, rng)
+            obs, reward, terminated, truncated, info = envs.step(action)
+            one = single.unwrapped.step(int(action[0]))
+            assert (one[1], one[2]) == (reward[0], terminated[0])
+            if truncated[0]:
+                break
+            if terminated[0]:
+                assert_array_equal(one[0], info["final_obs"][0])
+                assert_array_equal(one[4]["action_mask"], info["final_info"]["action_mask"][0])
+                break
+            assert_array_equal(one[0], obs[0])
+            assert_array_equal(one[4]["action_mask"], info["action_mask"][0])
+        single.unwrapped.reset()
+
+
+def test_a_step_needs_a_running_episode(name):
+    env = gym.make(env_id(name), disable_env_checker=True).unwrapped
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    with pytest.raises(gym.error.ResetNeeded):
+        make_vec(name, 2).step(np.zeros(2, int))
+    with pytest.raises(ValueError, match=r"shape \(3,\), not \(2,\)"):
+        make_vec(name, 2).step(np.zeros(3, int))
+
+
+def test_what_is_returned_is_its_own(name):
+    envs = make_vec(name, 4)
+    (obs, info), rng = envs.reset(seed=0), np.random.default_rng(0)
+    for _ in range(20):
+        kept = [(array, array.copy()) for array in (obs, info["action_mask"])]
+        obs, reward, terminated, truncated, info = envs.step(draw(info["action_mask"], rng))
+        kept += [(array, array.copy()) for array in (reward, terminated, truncated)]
+        envs.step(draw(info["action_mask"], rng))
+        obs, info = envs._batch.obs.copy(), {"action_mask": envs._batch.masks.copy()}
+        for array, before in kept:
+            assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("limit", [1, 7])
+def test_episodes_are_truncated(name, limit):
+    envs = make_vec(name, 6, max_episode_steps=limit)
+    lengths = np.zeros(6, int)
+    for _, _obs, _, terminated, truncated, info in play(envs, 40):
+        lengths += 1
+        assert (lengths <= limit).all()
+        assert_array_equal(truncated, (lengths == limit) & ~terminated)
+        if truncated.any():
+            assert info["final_info"]["action_mask"][truncated].any(-1).all()
+        lengths[terminated | truncated] = 0
+    assert gym.make(env_id(name)).spec.max_episode_steps == SPECS[name].max_episode_steps
+
+
+def test_pictures_and_text(name):
+    for sizes in ({}, SMALL[name]):
+        env = gym.make(env_id(name), render_mode="rgb_array", **sizes)
+        words = gym.make(env_id(name), render_mode="ansi", **sizes)
+        shown = set()
+        for one in (env, words):
+            _, info = one.reset(seed=0)
+            rng = np.random.default_rng(0)
+            for _ in range(30):
+                frame = one.render()
+                if one is env:
+                    assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+                    assert frame.shape[0] >= 64 and frame.shape[1] >= 64
+                    shown.add(frame.tobytes())
+                else:
+                    assert isinstance(frame, str) and frame.strip()
+                *_, terminated, truncated, info = one.step(int(draw(info["action_mask"], rng)))
+                if terminated or truncated:
+                    one.render()
+                    break
+        assert len(shown) > 1
+        envs = make_vec(name, 2, render_mode="rgb_array", **sizes)
+        envs.reset(seed=0)
+        assert len(envs.render()) == 2
+    assert make_vec(name, 2).render() is None
+    with pytest.raises(ValueError, match="rgb_array or ansi"):
+        make_vec(name, 2, render_mode="human")
+
+
+def test_reset_sets_every_field(name):
+    """Whatever is left of the last episode, the next one is the same."""
+    game, envs = module_of(name), make_vec(name, 1, **SMALL[name])
+    options = envs._options[0]
+    for seed in range(5):
+        starts = []
+        for filling in (0, 1, 255):
+            raw = np.full(envs._batch.states.nbytes, filling, np.uint8)
+            states = raw.view(envs._batch.states.dtype)
+            rng = np.array([seed, 0], np.uint64)
+            game.reset(states[0], rng, options)
+            starts.append((states[0].tolist(), rng[1]))
+        # scratch space is not part of the state: it may differ, if nothing ever reads it
+        fields = envs._batch.states.dtype.names
+        for index, field in enumerate(fields):
+            if "scratch" not in field:
+                first, second, third = (np.array(start[0][index]) for start in starts)
+                assert_array_equal(first, second, err_msg=field)
+                assert_array_equal(first, third, err_msg=field)
+        assert len({counter for _, counter in starts}) == 1
+
+
+@pytest.mark.parametrize("game", SUITE)
+def test_the_suite_shares_its_spaces(game):
+    env = gym.make(env_id(game))
+    assert env.action_space == gym.spaces.Discrete(6)
+    assert env.observation_space == gym.spaces.Box(0, 255, (10, 10, 16), np.uint8)
+
+
+def test_the_docstring_says_what_gymnasium_says_of_an_env(name):
+    text = module_of(name).__doc__
+    found = re.findall(r"^## (.*)$", text, re.M)
+    assert found == [
+        "Description",
+        "Action Space",
+        "Action mask",
+        "Observation Space",
+        "Rewards",
+        "Starting State",
+        "Episode End",
+        "Arguments",
+    ]
+
+
+# what Numba's CUDA target does not take, or what would be slow there
+FORBIDDEN = (
+    ast.List,
+    ast.Dict,
+    ast.Set,
+    ast.ListComp,
+    ast.DictComp,
+    ast.SetComp,
+    ast.GeneratorExp,
+    ast.JoinedStr,
+    ast.Raise,
+    ast.Try,
+    ast.With,
+    ast.Lambda,
+    ast.Assert,
+    ast.Yield,
+    ast.Global,
+    ast.Slice,
+)
+NUMBERS = {"int64", "int32", "uint64", "float64", "float32", "uint8", "sqrt", "hypot", "abs"}
+
+
+def test_the_rules_would_run_on_a_gpu(name):
+    """No allocation, no objects, and nothing called but each other and plain functions."""
+    module = module_of(name)
+    functions = {
+        key: value.py_func for key, value in vars(module).items() if hasattr(value, "py_func")
+    }
+    assert set(rules.RULES) <= functions.keys()
+    for function in functions.values():
+        assert isinstance(function, FunctionType)
+        tree = ast.parse(inspect.getsource(function))
+        for node in ast.walk(tree):
+            assert not isinstance(node, FORBIDDEN), (function.__name__, ast.dump(node))
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                known = called in ("range", "min", "max", "abs", "len")
+                known |= hasattr(function.__globals__.get(called), "py_func")  # compiled as well
+                known |= called.split(".")[0] in ("np", "math") and called.split(".")[1] in NUMBERS
+                assert known, f"{function.__name__} calls {called}"
+
+
+def test_an_unknown_argument_or_game_is_an_error():
+    with pytest.raises(TypeError, match="no_such_size"):
+        make_vec("Snake", 2, no_such_size=3)
+    with pytest.raises(TypeError, match="no function reset, step"):
+        compiled.check_game(gym)
+    with pytest.raises(ValueError, match="num_envs is 0"):
+        make_vec("Snake", 0)
+    with pytest.raises(ValueError, match="num_threads is 1000"):
+        make_vec("Snake", 2, num_threads=1000)
+
+
+def test_machine_code_on_disk_is_of_this_source(name, monkeypatch):
+    """What Numba finds again is named after all the source that it was made of."""
+    file = module_of(name).__file__
+    digest = compiled._digest.__wrapped__
+    before = digest(file)
+    loops = compiled.loops_of(module_of(name))
+    assert loops.step_all.py_func.__qualname__ == f"step_all_{before}"
+    assert loops.step_all.py_func.__code__.co_filename == file
+    read = compiled.Path.read_bytes
+    for changed in ("rng.py", "compiled.py", file.rpartition("/")[2]):
+        monkeypatch.setattr(
+            compiled.Path,
+            "read_bytes",
+            lambda path, changed=changed: read(path) + (b"#" if path.name == changed else b""),
+        )
+        assert digest(file) != before
+
+
+def test_specs_can_be_copied_and_pickled(name):
+    spec = gym.make(env_id(name)).spec
+    assert pickle.loads(pickle.dumps(spec)) == copy.deepcopy(spec)
+    assert rlmask_envs.register.__doc__
