@@ -128,7 +128,8 @@ def create(run_dir: Path, config: RunConfig) -> list[str]:
     device = choose_device(config.settings.device).type
     config = replace(config, settings=replace(config.settings, device=device))
     if config.settings.vectorization == "native":
-        envs = make_vector(config.settings.all_games, 1, 0, vectorization="native")
+        games, actions = config.settings.all_games, config.settings.num_actions
+        envs = make_vector(games, len(games), 0, vectorization="native", num_actions=actions)
         spec = envs.spec
         envs.close()
     else:

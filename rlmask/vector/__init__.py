@@ -11,6 +11,7 @@ from torch import Tensor
 from rlmask.vector.check import Finding, check_env, list_envs
 from rlmask.vector.env import MaskedEnv, episode_seed
 from rlmask.vector.games import Game, VectorSpec, game_names, games_of, join, probe
+from rlmask.vector.joint import JointVector
 from rlmask.vector.mask import MASK_SOURCES, MaskError, MaskSource
 from rlmask.vector.native import NativeVector
 from rlmask.vector.spaces import EnvError, SpaceError
@@ -21,7 +22,7 @@ Vectorization = Literal["sync", "async", "native"]
 
 @runtime_checkable
 class VectorEnv(Protocol):
-    """What a trainer and an evaluation need: `SyncVector`, `AsyncVector` and `NativeVector`."""
+    """What a trainer and an evaluation need; `make_vector` makes one."""
 
     spec: VectorSpec
     num_envs: int
@@ -57,7 +58,7 @@ def make_vector(
     stream: int = 0,
     enforce: bool = True,
     max_episode_steps: int | None = None,
-) -> SyncVector | AsyncVector | NativeVector:
+) -> SyncVector | AsyncVector | NativeVector | JointVector:
     """Make N envs of one game, or of several in turn, over one union of actions.
 
     Args:
@@ -83,9 +84,12 @@ def make_vector(
             "each has the same share"
         )
     if vectorization == "native":
-        if len(games) > 1:
-            raise EnvError("vectorization `native` takes one game; set it to `sync` for several")
-        return NativeVector(next(iter(games)), num_envs, seed, stream, num_actions, enforce)
+        share = num_envs // len(games)
+        vectors = [
+            NativeVector(game, share, seed, stream, num_actions, enforce, index)
+            for index, game in enumerate(games)
+        ]
+        return vectors[0] if len(vectors) == 1 else JointVector(vectors)
     spec = join(games, num_actions)
     make = partial(
         MaskedEnv,
@@ -113,7 +117,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def envs_of(config: Any) -> SyncVector | AsyncVector | NativeVector:
+def envs_of(config: Any) -> SyncVector | AsyncVector | NativeVector | JointVector:
     """Make the envs of an algorithm's settings; raises as `make_vector`."""
     return make_vector(
         config.all_games,
@@ -130,6 +134,7 @@ __all__ = [
     "EnvError",
     "Finding",
     "Game",
+    "JointVector",
     "MaskError",
     "MaskSource",
     "MaskedEnv",

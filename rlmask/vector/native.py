@@ -24,6 +24,7 @@ from rlmask.vector.spaces import (
     SpaceError,
     action_spec,
     explain_make,
+    explain_values,
     obs_spec,
     without_mask,
 )
@@ -38,6 +39,9 @@ class NativeVector:
     all; final observations (and masks) as Gymnasium's SameStep gives them, in `info["final_obs"]`
     and `info["final_info"]`. `capture_state()` and `restore_state(state)` make resuming exact.
 
+    Args:
+        index: of this game, where several are played; each has its own seeds.
+
     Raises:
         EnvError: if it cannot be made, or resets itself in another mode.
     """
@@ -50,13 +54,14 @@ class NativeVector:
         stream: int,
         num_actions: int | None = None,
         enforce: bool = True,
+        index: int = 0,
     ) -> None:
         self._enforce = enforce
         self._envs = make_native(game, num_envs)
         self.num_envs = num_envs
-        self._seed, self._stream, self._resets = seed, stream, 0
+        self._seed, self._resets = (seed, stream, index), 0
         self._where = Where(game.env_id)
-        obs, info = self._envs.reset(seed=episode_seed(seed, stream, 0, 0))
+        obs, info = self._envs.reset(seed=episode_seed(*self._seed, 0))
         has_method = hasattr(self._envs, "action_masks")
         source = resolve_source(game.mask_source, obs, info, has_method, self._where)
         self._source = source
@@ -66,12 +71,14 @@ class NativeVector:
             space, self._strip = without_mask(space)
             batch_space, _ = without_mask(batch_space)
         own_obs, self._to_obs = obs_spec(space)
-        self._batch_space, self._is_box = batch_space, isinstance(space, spaces.Box)
+        self._batch_space = batch_space
+        self._is_array = isinstance(space, spaces.Box | spaces.Discrete)  # so are N of them
         own_action, self._to_action = action_spec(self._envs.single_action_space)
-        if game.action_ids is not None or num_actions not in (None, own_action.num_actions):
+        own_ids = tuple(range(own_action.num_actions))
+        if game.action_ids not in (None, own_ids) or num_actions not in (None, len(own_ids)):
             raise SpaceError(
-                f"{game.env_id}: a native vector env has the actions it has, "
-                f"{own_action.num_actions}; set vectorization to `sync` for action_ids or a union"
+                f"{game.env_id}: a native vector env has the actions it has, {len(own_ids)}; set "
+                "vectorization to `sync` for other action_ids or a larger union"
             )
         self.spec = VectorSpec(
             obs=own_obs,
@@ -88,7 +95,7 @@ class NativeVector:
     def reset(self) -> tuple[Tensor, Tensor]:
         """Start an episode in every env; return obs [N, *obs] and mask [N, A]."""
         self._resets += 1
-        obs, info = self._envs.reset(seed=episode_seed(self._seed, self._stream, 0, self._resets))
+        obs, info = self._envs.reset(seed=episode_seed(*self._seed, self._resets))
         self._returns[:], self._lengths[:], self._invalid[:] = 0, 0, 0
         return self._read_obs(obs), self._read_masks(obs, info)
 
@@ -100,7 +107,7 @@ class NativeVector:
             RefusedError: if they are not, and the env does not put up with it.
         """
         all_valid = self._check_action(action.numpy())
-        own = np.stack([np.asarray(self._to_action(a)) for a in action.tolist()])
+        own = np.reshape(self._to_action(action.numpy()), self._envs.action_space.shape)
         try:
             obs, reward, terminated, truncated, info = self._envs.step(own)
         except Exception as error:
@@ -174,16 +181,17 @@ class NativeVector:
         self._envs.close()
 
     def _read_obs(self, obs: Any) -> Tensor:
-        spec, obs = self.spec.obs, self._strip(obs)
-        if spec.kind == "vector" and self._is_box:
-            rows = obs.reshape(self.num_envs, -1)  # a Box: nothing to convert row by row
-        else:
-            rows = [self._to_obs(one) for one in iterate(self._batch_space, obs)]
-        return self._obs_rows(rows)
+        obs = self._strip(obs)
+        return self._obs_rows(obs if self._is_array else iterate(self._batch_space, obs))
 
     def _obs_rows(self, rows: Any) -> Tensor:
+        """Return observations as one tensor, a copy: of one array, or of one after the other."""
         spec = self.spec.obs
-        array = np.array(rows, spec.dtype).reshape(-1, *spec.shape)  # a copy
+        if isinstance(rows, np.ndarray):
+            rows = rows.reshape(len(rows), -1) if spec.kind == "vector" else self._to_obs(rows)
+        else:
+            rows = [self._to_obs(one) for one in rows]
+        array = np.array(rows, spec.dtype).reshape(-1, *spec.shape)
         if spec.dtype == "float32" and not np.isfinite(array).all():
             raise EnvError(f"{self._where}: an observation is not finite")
         return torch.from_numpy(array)
@@ -258,13 +266,16 @@ class NativeVector:
         if "final_obs" not in info:
             raise EnvError(f"{self._where}: an episode ended without info['final_obs']")
         finals = info["final_obs"]
-        if isinstance(finals, np.ndarray) and finals.dtype == object:
-            finals = [finals[i] for i in ended]
+        is_array = isinstance(finals, np.ndarray)
+        if is_array and finals.dtype != object and self._is_array and self._source != "obs":
+            rows = finals[ended]
         else:
-            batch = list(iterate(self._envs.observation_space, finals))
-            finals = [batch[i] for i in ended]
+            if not is_array or finals.dtype != object:
+                finals = list(iterate(self._envs.observation_space, finals))
+            rows = [self._strip(finals[i]) for i in ended]
         if self._source == "obs":
-            masks = self._checked(np.stack([one["action_mask"] for one in finals]), len(ended))
+            own = np.stack([finals[i]["action_mask"] for i in ended])
+            masks = self._checked(own, len(ended))
         elif self._source == "none":
             masks[:] = True
         elif "action_mask" in info.get("final_info", {}):
@@ -276,7 +287,6 @@ class NativeVector:
             )
         goes_on = ~terminated[ended]
         self._check_not_empty(masks[goes_on], ended[goes_on])
-        rows = [self._to_obs(self._strip(one)) for one in finals]
         return self._obs_rows(rows), torch.from_numpy(masks)
 
 
@@ -294,9 +304,10 @@ def make_native(game: Game, num_envs: int) -> Any:
             raise EnvError(
                 f"{game.env_id} has no vector env of its own; set vectorization to `sync`"
             )
-        envs = gym.make_vec(
-            name, num_envs, vectorization_mode="vector_entry_point", **dict(game.env_kwargs)
-        )
+        with explain_values(game.env_id):
+            envs = gym.make_vec(
+                name, num_envs, vectorization_mode="vector_entry_point", **dict(game.env_kwargs)
+            )
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.SAME_STEP:
         raise EnvError(

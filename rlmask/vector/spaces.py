@@ -21,7 +21,8 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
     Discrete -> an index from 0. Box of three axes -> an image, channels last; the channel axis is
     the odd one out of (n, n, c) and (c, n, n), else the shorter of the first and the last. Any
     other Box -> a flat float32 vector. MultiBinary, MultiDiscrete, Dict and Tuple -> a flat float32
-    vector as `gymnasium.spaces.flatten` makes it.
+    vector as `gymnasium.spaces.flatten` makes it. For a Discrete space or an image, the function
+    takes a whole batch as well.
 
     Raises:
         SpaceError: for spaces of varying size (Sequence, Graph, Text).
@@ -30,7 +31,7 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
         start = int(space.start)
         return (
             ObsSpec(kind="discrete", shape=(), dtype="int64", n=int(space.n)),
-            lambda obs: int(obs) - start,
+            lambda obs: obs - start,
         )
     if isinstance(space, spaces.Box) and len(space.shape) == 3:
         first, middle, last = space.shape
@@ -40,7 +41,7 @@ def obs_spec(space: spaces.Space) -> tuple[ObsSpec, Callable[[Any], Any]]:
         if channels_first:
             shape = (*space.shape[1:], first)
             return ObsSpec(kind="image", shape=shape, dtype=dtype), lambda obs: np.moveaxis(
-                obs, 0, -1
+                obs, -3, -1
             )
         return ObsSpec(kind="image", shape=space.shape, dtype=dtype), np.asarray
     if not space.is_np_flattenable or isinstance(space, spaces.Text):
@@ -102,7 +103,7 @@ def make_env(env_id: str, env_kwargs: dict[str, Any], render_mode: str | None = 
         EnvError: one line, if the id is unknown, an extra is missing, or a keyword is wrong.
     """
     kwargs = dict(env_kwargs) if render_mode is None else {**env_kwargs, "render_mode": render_mode}
-    with explain_make(env_id):
+    with explain_make(env_id), explain_values(env_id):
         return gym.make(env_id, disable_env_checker=True, **kwargs)
 
 
@@ -121,4 +122,13 @@ def explain_make(env_id: str) -> Iterator[None]:
         message = " ".join(str(error).split())
         raise EnvError(f"{env_id}: {message} (`rlmask envs` lists what there is)") from error
     except TypeError as error:
+        raise EnvError(f"{env_id} does not take these env_kwargs: {error}") from error
+
+
+@contextmanager
+def explain_values(env_id: str) -> Iterator[None]:
+    """Turn what a constructor says of a keyword argument into an `EnvError`."""
+    try:
+        yield
+    except ValueError as error:
         raise EnvError(f"{env_id} does not take these env_kwargs: {error}") from error

@@ -191,12 +191,6 @@ def test_an_env_without_a_vector_env_is_refused():
         make("Counter")
 
 
-def test_several_games_are_refused():
-    game = Game(env_id="rlmask-tests/Counters-v0", action_ids=(0, 1, 2))
-    with pytest.raises(EnvError, match="one game"):
-        make_vector((game, game), NUM_ENVS, 0, vectorization="native")
-
-
 def test_a_union_is_refused_rather_than_ignored():
     """The first actions of the union are not the actions of the env: environments.md, trap 9."""
     with pytest.raises((EnvError, SpaceError)):
