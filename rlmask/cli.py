@@ -220,7 +220,8 @@ def evaluate(arguments: list[str]) -> None:
                 for name, value in by_name.items():
                     print(f"{name}  {value:.4g}")
     if options.video is not None:
-        record_video(config.settings, policy, options.video, seed)
+        num_actions = config.settings.num_actions
+        record_video(config.eval_games, num_actions, policy, options.video, seed)
         if not options.json:
             with writing():
                 print(f"video  {options.video}")

@@ -4,13 +4,12 @@ import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from rlmask.types import Policy
-from rlmask.vector import MaskedEnv, join
+from rlmask.vector import Game, MaskedEnv, join
 from rlmask.vector.spaces import explain_make
 from rlmask.vector.vectorize import mask_tensor, obs_tensor
 
@@ -35,11 +34,14 @@ def check_video_path(path: Path) -> None:
         raise VideoError("an .mp4 needs the extra: pip install 'rlmask[video]'; a .gif does not")
 
 
-def record_video(settings: Any, policy: Policy, path: Path, seed: int) -> None:
+def record_video(
+    games: tuple[Game, ...], num_actions: int | None, policy: Policy, path: Path, seed: int
+) -> None:
     """Play one episode of each game and write its frames, one game after the other.
 
     Args:
-        settings: of the run; its games are played.
+        games: to be played.
+        num_actions: size of their union, see `rlmask.vector.join`.
         path: ends in .gif, or in .mp4 (needs the extra `video`).
         seed: of the episodes.
 
@@ -48,7 +50,7 @@ def record_video(settings: Any, policy: Policy, path: Path, seed: int) -> None:
     """
     check_video_path(path)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
-    spec = join(settings.all_games, settings.num_actions)
+    spec = join(games, num_actions)
     frames: list[np.ndarray] = []
     frames_per_second = 8
     for index, game in enumerate(spec.games):

@@ -152,7 +152,7 @@ def evaluate_games(
     settings, options = config.settings, config.options
     num_episodes = options.eval_episodes if num_episodes is None else num_episodes
     torch.set_num_threads(settings.num_threads)  # sums round differently with their number
-    games = settings.all_games
+    games = config.eval_games
     envs_per_game = min(num_episodes, 16)
     envs = make_vector(
         games,

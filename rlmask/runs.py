@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
 from rlmask.networks import choose_device
 from rlmask.types import Update
-from rlmask.vector import join, make_vector
+from rlmask.vector import Game, join, make_vector
 
 # name in a config -> settings, trainer, and the policy of a checkpoint
 ALGORITHMS = {
@@ -59,6 +59,8 @@ class RunOptions:
     """Greedy episodes of an evaluation, of each game."""
     eval_max_episode_steps: int = 27_000
     """Cut an episode of an evaluation here: a greedy policy can walk in circles for ever."""
+    eval_env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments that the envs of an evaluation have besides, or in place of, env_kwargs."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints; 0: one after every update."""
 
@@ -82,6 +84,13 @@ class RunConfig:
     algo: str
     settings: Any
     options: RunOptions
+
+    @property
+    def eval_games(self) -> tuple[Game, ...]:
+        """The games as they are played in an evaluation."""
+        more = self.options.eval_env_kwargs
+        games = self.settings.all_games
+        return tuple(replace(game, env_kwargs={**game.env_kwargs, **more}) for game in games)
 
 
 def parse_config(settings: Mapping[str, Any], source: str) -> RunConfig:

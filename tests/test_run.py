@@ -85,6 +85,11 @@ RUNS = {
         device="cpu",
     ),
     "native": ppo(env=env_id("CountersWithState"), vectorization="native"),
+    "native, two games": ppo(
+        games=(Game(env_id=env_id("CountersWithState"), action_ids=(0, 1, 2)),) * 2,
+        vectorization="native",
+    ),
+    "native, compiled": dqn(env="rlmask_envs:rlmask/Snake-v0", vectorization="native"),
 }
 
 
@@ -222,6 +227,16 @@ def test_the_result_is_the_last_evaluation(reference):
         "mean_length",
         "invalid_actions",
     }
+
+
+def test_an_evaluation_may_play_with_other_keyword_arguments(tmp_path):
+    short = {"max_episode_steps": 3}
+    for settings in (TAXI, ppo(games=GAMES, num_actions=8)):
+        run_dir = make(tmp_path / settings.all_games[-1].env_id, settings, eval_env_kwargs=short)
+        config = runs.read_config(run_dir)
+        assert all(game.env_kwargs["max_episode_steps"] == 3 for game in config.eval_games)
+        assert config.settings == settings  # training does not
+        assert run.train(run_dir, Watch()).mean_length <= 3
 
 
 def test_the_result_of_one_episode_is_json(tmp_path):

@@ -17,7 +17,7 @@ from rlmask_envs.rules import Setup
 
 RENDER_MODES = ("rgb_array", "ansi")
 NEVER = np.iinfo(np.int64).max
-ENVS_PER_THREAD = 128  # below that, waking a thread takes longer than what it would do
+ENVS_PER_THREAD = 512  # below that, waking a thread takes longer than what it would do
 
 
 class InvalidActionError(ValueError):
@@ -37,7 +37,7 @@ class GameVectorEnv(VectorEnv):
         game: name of the module with the rules.
         num_envs: N.
         max_episode_steps: an episode is truncated there; None: never.
-        num_threads: of the loop over the copies; None: one for 128 copies each, at most all cores.
+        num_threads: of the loop over the copies; None: one for 512 copies each, at most all cores.
         copy: return arrays of their own each time; if not, the same ones, written over by the
             next call.
         render_mode: `rgb_array` or `ansi`.
