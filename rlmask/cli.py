@@ -264,12 +264,15 @@ def check(arguments: list[str]) -> None:
 class Envs:
     """List the installed envs that have discrete actions, those with masks first."""
 
+    modules: Positional[tuple[str, ...]] = ("rlmask_envs",)
+    """Packages to import first, for the envs that they register."""
+
 
 def envs(arguments: list[str]) -> None:
     """`rlmask envs`."""
-    parse(Envs, "envs", arguments)
+    options = parse(Envs, "envs", arguments)
     table = Table("id", "observation", "actions", "mask", box=None, pad_edge=False)
-    for row in list_envs():
+    for row in list_envs(options.modules):
         table.add_row(*row[:3], "all valid" if row[3] == "none" else row[3])
     with writing():
         Console(highlight=False).print(table)

@@ -617,6 +617,7 @@ SINGLE = (
 for _env in SINGLE:
     gym.register(f"rlmask-tests/{_env.__name__}-v0", entry_point=_env)
 gym.register("rlmask-tests/Counter-v0", entry_point=Counter, max_episode_steps=5)
+gym.register("rlmask-tests/Both-v0", entry_point=Counter, vector_entry_point=Counters)
 for _env in (Counters, CountersWithState, NativeSpaces):
     gym.register(f"rlmask-tests/{_env.__name__}-v0", vector_entry_point=_env)
 

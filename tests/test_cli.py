@@ -334,7 +334,7 @@ def test_eval_records_an_mp4(rlmask, trained):
         (["eval"], ["run"]),
         (["eval", "missing"], ["missing is not a run"]),
         (["eval", "."], ["is not a run"]),
-        (["envs", "extra"], ["extra"]),
+        (["envs", "--extra"], ["extra"]),
         (["check-env"], ["env"]),
         (["check-env", "Taxi-v4", "--steps", "many"], ["--steps", "many"]),
         (["check-env", "Taxi-v4", "--steps", "0"], ["steps is 0"]),
@@ -662,3 +662,23 @@ def test_envs_lists_those_with_masks_first(rlmask):
     masked = [row[-1] != "valid" for row in rows[1:]]
     assert masked == sorted(masked, reverse=True)
     assert not any(row[0].startswith("Pendulum") for row in rows)  # continuous actions
+    snake = "rlmask_envs:rlmask/Snake-v0"  # as it is to be written in a config
+    assert [snake, "image", "(10,", "10,", "16)", "6", "info"] in rows
+
+
+def test_envs_imports_other_packages_first(rlmask):
+    code, output, _ = rlmask("envs", "rlmask_envs", "envs_for_tests")
+    assert code == 0
+    assert "envs_for_tests:rlmask-tests/Grid-v0" in output or "rlmask-tests/Grid-v0" in output
+    code, _, errors = rlmask("envs", "no_such_package")
+    assert code == 2
+    assert "cannot import no_such_package" in errors
+
+
+def test_check_env_plays_the_vector_env_too(rlmask):
+    code, output, _ = rlmask("check-env", "rlmask_envs:rlmask/Snake-v0", "--steps", "200")
+    assert code == 0
+    assert "its own vector env" in output and "saved state" not in output
+    code, output, _ = rlmask("check-env", env_id("Both"), "--steps", "200")
+    assert code == 0
+    assert "does not come back to a saved state" in output

@@ -58,8 +58,8 @@ FRAME, EMPTY = (187, 173, 160), (205, 193, 180)
 DARK_TEXT, LIGHT_TEXT = (119, 110, 101), (249, 246, 242)
 COLORS = (
     (238, 228, 218), (237, 224, 200), (242, 177, 121), (245, 149, 99), (246, 124, 95),
-    (246, 94, 59), (237, 207, 114), (237, 204, 97), (237, 200, 80), (237, 197, 63),
-    (237, 194, 46), (90, 140, 200), (66, 110, 190), (130, 90, 180), (100, 60, 150),
+    (246, 94, 59), (222, 190, 92), (218, 180, 70), (213, 169, 50), (208, 158, 34),
+    (202, 146, 20), (90, 140, 200), (66, 110, 190), (130, 90, 180), (100, 60, 150),
 )  # fmt: skip
 BEYOND = (60, 58, 50)  # tiles greater than those
 
@@ -70,7 +70,7 @@ def setup(size: int = 4, max_tile: int = 65536) -> Setup:
     if not is_power or not SMALLEST_GOAL <= max_tile <= GREATEST_GOAL:
         raise ValueError(f"max_tile is {max_tile!r}; it takes a power of two of 8 to 2^30")
     options = {
-        "size": check_size("size", size, 2),
+        "side": check_size("size", size, 2),  # NumPy's records have a `size` of their own
         "max_exponent": max_tile.bit_length() - 1,
     }
     fields = [("board", np.int8, (size, size))]  # exponents of two; 0: empty
@@ -80,8 +80,8 @@ def setup(size: int = 4, max_tile: int = 65536) -> Setup:
 @njit
 def reset(state, rng, options):
     """Place two tiles on an empty board."""
-    for y in range(options.size):
-        for x in range(options.size):
+    for y in range(options.side):
+        for x in range(options.side):
             state.board[y, x] = 0
     add_tile(state, rng)
     add_tile(state, rng)
@@ -95,13 +95,14 @@ def add_tile(state, rng):
     for y in range(size):
         for x in range(size):
             empty += board[y, x] == 0
-    left = random_integer(rng, empty)
-    exponent = 2 if random_integer(rng, 10) == 0 else 1
+    drawn = random_integer(rng, 10 * empty)  # one draw for both: ten equal chances a cell
+    left, exponent = drawn // 10, 2 if drawn % 10 == 0 else 1
     for y in range(size):
         for x in range(size):
             if board[y, x] == 0:
                 if left == 0:
                     board[y, x] = exponent
+                    return
                 left -= 1
 
 
@@ -183,8 +184,8 @@ def step(state, action, rng, options):
 @njit
 def observe(state, obs, options):
     """Write the planes."""
-    for y in range(options.size):
-        for x in range(options.size):
+    for y in range(options.side):
+        for x in range(options.side):
             exponent = int(state.board[y, x])
             if exponent > 0:
                 obs[y, x, min(exponent, NUM_PLANES) - 1] = ON
@@ -194,12 +195,12 @@ def observe(state, obs, options):
 def valid_actions(state, mask, options):
     """Allow the directions in which two neighbours merge, or a tile moves to an empty cell."""
     board = state.board
-    for y in range(options.size):
-        for x in range(options.size):
+    for y in range(options.side):
+        for x in range(options.side):
             tile = board[y, x]
-            if x + 1 < options.size:
+            if x + 1 < options.side:
                 allow(mask, LEFT, RIGHT, tile, board[y, x + 1])
-            if y + 1 < options.size:
+            if y + 1 < options.side:
                 allow(mask, UP, DOWN, tile, board[y + 1, x])
 
 
@@ -214,10 +215,9 @@ def allow(mask, backward, forward, first, second):
 
 def image(state, options):
     """Return a picture."""
-    size = int(options.size)
-    picture = drawing.blank(TILE * size, TILE * size, FRAME)
-    for y in range(size):
-        for x in range(size):
+    picture = drawing.blank(TILE * options.side, TILE * options.side, FRAME)
+    for y in range(options.side):
+        for x in range(options.side):
             exponent = int(state.board[y, x])
             place = TILE * y + 0.08, TILE * x + 0.08, TILE - 0.16, TILE - 0.16
             if exponent == 0:

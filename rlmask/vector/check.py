@@ -1,20 +1,25 @@
 """Does an env keep the mask contract? Random valid play, and plain words about what was found."""
 
 import contextlib
+import importlib
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.envs.registration import EnvSpec
 
 from rlmask.ops import InvalidActionError
 from rlmask.vector.env import MaskedEnv, RefusedError
 from rlmask.vector.games import Game, VectorSpec, join
 from rlmask.vector.mask import MaskError
+from rlmask.vector.native import NativeVector
 from rlmask.vector.spaces import EnvError, SpaceError, make_env
+from rlmask.vector.vectorize import ReplayWarning
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def check_env(game: Game, num_steps: int, seed: int) -> list[Finding]:
         findings.append(check_replay(env, spec, seed))
         if source != "none":
             findings += [check_aliasing(spec), check_invalid(spec, seed)]
+        findings += check_native(game, num_steps, seed)
     except InvalidActionError as error:
         findings.append(
             Finding("error", f"the env refused an action that its mask allows: {error}")
@@ -160,6 +166,34 @@ def check_invalid(spec: VectorSpec, seed: int) -> Finding:
     )
 
 
+def check_native(game: Game, num_steps: int, seed: int) -> list[Finding]:
+    """Play the game's own vector env, if it has one, and bring a second one to its state."""
+    if gym.spec(game.env_id.rpartition(":")[2]).vector_entry_point is None:
+        return []
+    try:
+        vector, twin = (NativeVector(game, 4, seed, stream=0) for _ in range(2))
+    except (EnvError, MaskError, SpaceError) as error:
+        return [Finding("note", f"its own vector env is of no use here: {error}")]
+    rng = np.random.default_rng(seed)
+    nvec = vector.spec.action.nvec
+    try:
+        _, masks = vector.reset()
+        for _ in range(-(-num_steps // 4)):
+            actions = [draw(row.numpy().tobytes(), nvec, rng) for row in masks]
+            masks = vector.step(torch.tensor(actions)).action_mask
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", ReplayWarning)
+            _, restored = twin.restore(vector.capture())
+    finally:
+        vector.close()
+        twin.close()
+    findings = [Finding("ok", "its own vector env (vectorization `native`) plays without an error")]
+    if warned or not torch.equal(restored, masks):
+        text = "its own vector env does not come back to a saved state: no exact resume with it"
+        findings.append(Finding("note", text))
+    return findings
+
+
 def draw(mask: bytes, nvec: tuple[int, ...], rng: np.random.Generator) -> int | list[int]:
     """Return a random valid action."""
     parts, start = [], 0
@@ -171,11 +205,25 @@ def draw(mask: bytes, nvec: tuple[int, ...], rng: np.random.Generator) -> int | 
     return parts[0] if len(nvec) == 1 else parts
 
 
-def list_envs() -> list[tuple[str, str, str, str]]:
+def list_envs(modules: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
     """Return id, observation, actions and mask source of each registered env that can be used.
 
     Of each env only the newest version, and only those whose packages are installed.
+
+    Args:
+        modules: imported first; the ids of their envs begin with their names.
+
+    Raises:
+        EnvError: if one cannot be imported.
     """
+    module_of = {}
+    for module in modules:
+        before = set(gym.registry)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise EnvError(f"cannot import {module}: {error}") from error
+        module_of.update(dict.fromkeys(gym.registry.keys() - before, module))
     newest: dict[str, EnvSpec] = {}
     for spec in gym.registry.values():
         name = f"{spec.namespace}/{spec.name}" if spec.namespace else spec.name
@@ -192,7 +240,7 @@ def list_envs() -> list[tuple[str, str, str, str]]:
         obs, nvec = joined.obs, joined.action.nvec
         rows.append(
             (
-                spec.id,
+                f"{module_of[spec.id]}:{spec.id}" if spec.id in module_of else spec.id,
                 f"{obs.n} discrete" if obs.kind == "discrete" else f"{obs.kind} {obs.shape}",
                 str(nvec[0]) if len(nvec) == 1 else " + ".join(map(str, nvec)),
                 joined.games[0].mask_source,
