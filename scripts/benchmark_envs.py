@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+
 import rlmask_envs  # noqa: F401  registers the games
 
 NUM_ENVS = 1024

@@ -21,8 +21,9 @@ import gymnasium as gym
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import rlmask_envs  # noqa: F401  registers the games
 from playing import draw, make_vec, options_of, states_of
+
+import rlmask_envs  # noqa: F401  registers the games
 
 NUM_ENVS = 64
 GAMES = {

@@ -38,4 +38,22 @@ register("rlmask/Othello-v0", "rlmask_envs.othello")
 register("rlmask/CVRP-v0", "rlmask_envs.cvrp")
 register("rlmask/JobShop-v0", "rlmask_envs.job_shop")
 
+# games of other packages, which are imported when one is made
+for _name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
+    gymnasium.register(
+        f"rlmask/MinAtar{_name}-v0",
+        entry_point="rlmask_envs.minatar:MinAtarEnv",
+        max_episode_steps=5000,  # Freeway lasts 2,500; the others may go on for ever
+        kwargs={"game": "space_invaders" if _name == "SpaceInvaders" else _name.lower()},
+    )
+gymnasium.register(
+    "rlmask/Atari-v0",
+    entry_point="rlmask_envs.atari:AtariEnv",
+    vector_entry_point="rlmask_envs.atari:AtariVectorEnv",
+    max_episode_steps=27_000,  # 108,000 frames
+    kwargs={"game": "pong"},
+)
+gymnasium.register("rlmask/OpenSpiel-v0", "rlmask_envs.open_spiel:OpenSpielEnv")
+gymnasium.register("rlmask/PettingZoo-v0", "rlmask_envs.pettingzoo:PettingZooEnv")
+
 __all__ = ["GameEnv", "GameVectorEnv", "InvalidActionError", "Setup", "register"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numba
@@ -47,7 +47,7 @@ class GameVectorEnv(VectorEnv):
         ValueError: for sizes that the game cannot be played in.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {  # noqa: RUF012  as Gymnasium has it
         "autoreset_mode": AutoresetMode.SAME_STEP,
         "render_modes": list(RENDER_MODES),
         "render_fps": 8,
@@ -192,7 +192,7 @@ class GameEnv(gym.Env):
         ValueError: for sizes that the game cannot be played in.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 8}
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
 
     def __init__(self, game: str, *, render_mode: str | None = None, **sizes: Any) -> None:
         self.game, self.setup = set_up(game, render_mode, sizes)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from playing import make_vec, play, states_of
 from reference_games import game2048 as reference
+
 from rlmask_envs import game2048
 from rlmask_envs.envs import make_batch, make_record
 from rlmask_envs.suite import DOWN, LEFT, RIGHT, UP

@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import pytest
+
 from rlmask_envs import game2048
 from rlmask_envs.envs import make_batch, make_record
 

@@ -4,6 +4,7 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 from playing import make_vec, options_of, play, states_of
+
 from rlmask_envs import job_shop
 from rlmask_envs.dispatching import dispatch
 from rlmask_envs.envs import make_batch, make_record

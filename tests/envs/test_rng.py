@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from rlmask_envs.envs import keys
 from rlmask_envs.rng import philox, random_bits, random_choice, random_integer, random_unit
 

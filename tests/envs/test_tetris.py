@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from playing import make_vec, play, states_of
 from reference_games import tetris as reference
+
 from rlmask_envs import tetris
 from rlmask_envs.envs import make_batch, make_record
 from rlmask_envs.suite import DOWN, LEFT, PRIMARY, RIGHT, UP
