@@ -13,7 +13,7 @@ from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from rlmask_envs.rules import RULES, check_game, observe, reset, step, valid_actions
 
@@ -36,57 +36,62 @@ class Batch(NamedTuple):
 class Loops(NamedTuple):
     """The two compiled loops of a game."""
 
-    reset_all: Callable[..., None]
-    step_all: Callable[..., int]
+    reset_some: Callable[..., None]
+    step_some: Callable[..., None]
 
 
-def reset_all(batch: Batch, options_array: np.ndarray, start: bool) -> None:
-    """Write observation and mask of every copy, after it has started an episode if `start`."""
-    states, rngs, steps, obs, masks = batch[:5]  # a named tuple cannot go into the loop
-    for i in prange(len(states)):
-        state, options = states[i], options_array[0]  # no record can go into the loop either
-        if start:
-            reset(state, rngs[i], options)
-            steps[i] = 0
-        obs[i] = 0
-        masks[i] = 0
-        observe(state, obs[i], options)
-        valid_actions(state, masks[i], options)
+def reset_some(batch: Batch, options_array: np.ndarray, begin: bool, start: int, stop: int) -> None:
+    """Write observation and mask of the copies start .. stop - 1; if `begin`, of a new episode."""
+    options = options_array[0]
+    for i in range(start, stop):
+        state = batch.states[i]
+        if begin:
+            reset(state, batch.rngs[i], options)
+            batch.steps[i] = 0
+        batch.obs[i] = 0
+        batch.masks[i] = 0
+        observe(state, batch.obs[i], options)
+        valid_actions(state, batch.masks[i], options)
 
 
-def step_all(
-    batch: Batch, actions: np.ndarray, options_array: np.ndarray, max_steps: int, restart: bool
-) -> int:
-    """Take an action in every copy; start a new episode where one ended if `restart`.
+def step_some(
+    batch: Batch,
+    actions: np.ndarray,
+    options_array: np.ndarray,
+    max_steps: int,
+    restart: bool,
+    start: int,
+    stop: int,
+) -> None:
+    """Take a valid action in the copies start .. stop - 1; if `restart`, go on after an end."""
+    options = options_array[0]
+    for i in range(start, stop):
+        state, rng = batch.states[i], batch.rngs[i]
+        reward, terminated = step(state, actions[i], rng, options)
+        batch.steps[i] += 1
+        truncated = not terminated and batch.steps[i] >= max_steps
+        batch.rewards[i] = reward
+        batch.terminated[i] = terminated
+        batch.truncated[i] = truncated
+        if restart and (terminated or truncated):
+            batch.final_obs[i] = 0
+            batch.final_masks[i] = 0
+            observe(state, batch.final_obs[i], options)
+            valid_actions(state, batch.final_masks[i], options)
+            reset(state, rng, options)
+            batch.steps[i] = 0
+        batch.obs[i] = 0
+        batch.masks[i] = 0
+        observe(state, batch.obs[i], options)
+        valid_actions(state, batch.masks[i], options)
 
-    Returns the index of the first copy whose action is invalid, in which case nothing was done,
-    or -1.
-    """
-    states, rngs, steps, obs, masks, rewards, terminations, truncations, final_obs, final_masks = (
-        batch
-    )
+
+@njit(nogil=True)
+def first_invalid(actions: np.ndarray, masks: np.ndarray) -> int:
+    """Return the index of the first copy whose action is invalid, or -1."""
     for i in range(len(actions)):
         if not 0 <= actions[i] < masks.shape[1] or masks[i, actions[i]] == 0:
             return i
-    for i in prange(len(actions)):
-        state, rng, options = states[i], rngs[i], options_array[0]
-        reward, terminated = step(state, actions[i], rng, options)
-        steps[i] += 1
-        truncated = not terminated and steps[i] >= max_steps
-        rewards[i] = reward
-        terminations[i] = terminated
-        truncations[i] = truncated
-        if restart and (terminated or truncated):
-            final_obs[i] = 0
-            final_masks[i] = 0
-            observe(state, final_obs[i], options)
-            valid_actions(state, final_masks[i], options)
-            reset(state, rng, options)
-            steps[i] = 0
-        obs[i] = 0
-        masks[i] = 0
-        observe(state, obs[i], options)
-        valid_actions(state, masks[i], options)
     return -1
 
 
@@ -98,7 +103,7 @@ def loops_of(game: ModuleType) -> Loops:
         TypeError: if the module is no game.
     """
     check_game(game)
-    return Loops(_compiled(reset_all, game), _compiled(step_all, game))
+    return Loops(_compiled(reset_some, game), _compiled(step_some, game))
 
 
 def load_game(name: str) -> ModuleType:
@@ -121,9 +126,9 @@ def _compiled(template: Callable[..., Any], game: ModuleType) -> Any:
     # what else the code is made of is in the name
     loop.__qualname__ = f"{template.__name__}_{_digest(file)}"
     try:
-        return njit(parallel=True, cache=True)(loop)
+        return njit(nogil=True, cache=True)(loop)
     except RuntimeError:  # nowhere to write to
-        return njit(parallel=True)(loop)
+        return njit(nogil=True)(loop)
 
 
 @functools.cache

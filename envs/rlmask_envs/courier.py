@@ -39,7 +39,7 @@ Terminated: the parcel is put down at its destination. Truncated: after 200 step
 import numpy as np
 from numba import njit
 
-from rlmask_envs import drawing
+from rlmask_envs import drawing, figures
 from rlmask_envs.rng import random_choice, random_integer
 from rlmask_envs.rules import Setup
 from rlmask_envs.suite import (
@@ -273,8 +273,7 @@ def valid_actions(state, mask, options):
 
 
 COLORS = (drawing.RED, drawing.BLUE, drawing.PURPLE)  # of the keys and their doors
-BOX, TAPE = (205, 150, 84), (240, 214, 160)
-STONE, PAD = (92, 92, 100), (206, 222, 206)
+PAD = (206, 222, 206)
 
 
 def image(state, options):
@@ -286,67 +285,24 @@ def image(state, options):
         for x in range(width):
             tile = int(state.tiles[y, x])
             if tile == WALL:
-                drawing.cell(picture, y, x, STONE, 0)
+                drawing.cell(picture, y, x, figures.STONE, 0)
             elif tile == STATION:
                 drawing.disc(picture, y, x, PAD, 0.44)
             elif tile >= DOOR:
-                draw_door(picture, y, x, COLORS[tile - DOOR])
+                figures.door(picture, y, x, COLORS[tile - DOOR])
             elif tile >= KEY:
-                draw_key(picture, y, x, COLORS[tile - KEY])
-    draw_flag(picture, state.destination_y, state.destination_x)
+                figures.key(picture, y, x, COLORS[tile - KEY])
+    figures.flag(picture, state.destination_y, state.destination_x)
     if not state.carries:
-        draw_parcel(picture, state.parcel_y + 0.5, state.parcel_x + 0.5, 0.27)
-    draw_courier(picture, state.y, state.x)
+        figures.parcel(picture, state.parcel_y + 0.5, state.parcel_x + 0.5, 0.27)
+    figures.courier(picture, state.y, state.x)
     if state.carries:
-        draw_parcel(picture, state.y + 0.7, state.x + 0.7, 0.2)
-        draw_parcel(picture, height + 0.5, 0.5, 0.27)
+        figures.parcel(picture, state.y + 0.7, state.x + 0.7, 0.2)
+        figures.parcel(picture, height + 0.5, 0.5, 0.27)
     for key in range(MOST_DOORS):
         if state.held[key]:
-            draw_key(picture, height, 1 + key, COLORS[key])
+            figures.key(picture, height, 1 + key, COLORS[key])
     return picture
-
-
-def draw_door(picture, y, x, color):
-    """Draw a door with a keyhole, in the wall."""
-    drawing.cell(picture, y, x, STONE, 0)
-    drawing.cell(picture, y, x, color, 0.1)
-    drawing.dot(picture, y + 0.42, x + 0.5, drawing.INK, 0.12)
-    drawing.line(picture, (y + 0.45, x + 0.5), (y + 0.7, x + 0.5), drawing.INK, 0.1)
-
-
-def draw_key(picture, y, x, color):
-    """Draw a key: bow, shaft and bit."""
-    drawing.line(picture, (y + 0.5, x + 0.3), (y + 0.5, x + 0.84), color, 0.12)
-    drawing.line(picture, (y + 0.5, x + 0.66), (y + 0.68, x + 0.66), color, 0.1)
-    drawing.line(picture, (y + 0.5, x + 0.82), (y + 0.68, x + 0.82), color, 0.1)
-    drawing.dot(picture, y + 0.5, x + 0.3, color, 0.2)
-    drawing.dot(picture, y + 0.5, x + 0.3, drawing.WHITE, 0.09)
-
-
-def draw_flag(picture, y, x):
-    """Draw a flag on a pole."""
-    for line in range(8):
-        top = y + 0.14 + 0.04 * line
-        end = x + 0.74 - 0.06 * abs(line - 3.5)
-        drawing.line(picture, (top, x + 0.3), (top, end), drawing.GREEN, 0.06)
-    drawing.line(picture, (y + 0.12, x + 0.28), (y + 0.86, x + 0.28), drawing.INK, 0.08)
-
-
-def draw_parcel(picture, y, x, reach):
-    """Draw a parcel around a point."""
-    drawing.rectangle(picture, y - reach, x - reach, 2 * reach, 2 * reach, drawing.INK)
-    inner = reach - 0.04
-    drawing.rectangle(picture, y - inner, x - inner, 2 * inner, 2 * inner, BOX)
-    drawing.rectangle(picture, y - inner, x - 0.05, 2 * inner, 0.1, TAPE)
-
-
-def draw_courier(picture, y, x):
-    """Draw a head with a cap."""
-    drawing.disc(picture, y, x, drawing.INK, 0.36)
-    drawing.disc(picture, y, x, drawing.YELLOW, 0.32)
-    drawing.line(picture, (y + 0.3, x + 0.3), (y + 0.3, x + 0.7), drawing.TEAL, 0.24)
-    drawing.disc(picture, y + 0.04, x - 0.12, drawing.INK, 0.05)
-    drawing.disc(picture, y + 0.04, x + 0.12, drawing.INK, 0.05)
 
 
 def text(state, options):

@@ -1,23 +1,25 @@
 """A game as a Gymnasium env: N copies behind one call, or a single one."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
-import numba
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from numba.core import config
 
-from rlmask_envs.compiled import Batch, load_game, loops_of
+from rlmask_envs.compiled import Batch, first_invalid, load_game, loops_of
 from rlmask_envs.rules import Setup
 
 RENDER_MODES = ("rgb_array", "ansi")
 NEVER = np.iinfo(np.int64).max
-ENVS_PER_THREAD = 512  # below that, waking a thread takes longer than what it would do
+ENVS_PER_THREAD = 512  # below that, waking a thread takes about as long as what it would do
 
 
 class InvalidActionError(ValueError):
@@ -25,7 +27,7 @@ class InvalidActionError(ValueError):
 
 
 class GameVectorEnv(VectorEnv):
-    """N copies of a game, stepped in one compiled call.
+    """N copies of a game, stepped in one compiled call a thread.
 
     An episode that ends is followed by the next one within the same step (autoreset mode SameStep):
     `obs` and `info["action_mask"]` are then the new one's, the end of the old one is in
@@ -37,7 +39,7 @@ class GameVectorEnv(VectorEnv):
         game: name of the module with the rules.
         num_envs: N.
         max_episode_steps: an episode is truncated there; None: never.
-        num_threads: of the loop over the copies; None: one for 512 copies each, at most all cores.
+        num_threads: that share the copies; None: one for 512 copies each, at most all cores.
         copy: return arrays of their own each time; if not, the same ones, written over by the
             next call.
         render_mode: `rgb_array` or `ansi`.
@@ -74,7 +76,7 @@ class GameVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._max_steps = NEVER if max_episode_steps is None else max_episode_steps
-        self._threads = choose_threads(num_threads, num_envs)
+        self._crew = Crew(num_envs, choose_threads(num_threads, num_envs))
         self._copy = copy
         self._loops = loops_of(self.game)
         self._options = make_record(self.setup.options)
@@ -89,7 +91,7 @@ class GameVectorEnv(VectorEnv):
             self._batch.rngs[:, 0] = keys(seed, self.num_envs)
             self._batch.rngs[:, 1] = 0
             self._is_seeded = True
-        return self._show(start=True)
+        return self._show(begin=True)
 
     def step(
         self, actions: Any
@@ -106,10 +108,10 @@ class GameVectorEnv(VectorEnv):
             raise ValueError(f"actions have shape {actions.shape}, not ({self.num_envs},)")
         if not self._is_seeded:
             raise gym.error.ResetNeeded("call reset() before step()")
-        numba.set_num_threads(self._threads)
-        refused = self._loops.step_all(batch, actions, self._options, self._max_steps, True)
-        if refused >= 0:
-            raise invalid(self.game, refused, int(actions[refused]), batch.masks[refused])
+        check_actions(self.game, actions, batch.masks)
+        self._crew.run(
+            partial(self._loops.step_some, batch, actions, self._options, self._max_steps, True)
+        )
         obs, masks, rewards, terminated, truncated = (
             self._own(array)
             for array in (
@@ -151,7 +153,7 @@ class GameVectorEnv(VectorEnv):
         batch.states.view(np.uint8).reshape(self.num_envs, -1)[:] = state["states"]
         batch.rngs[:], batch.steps[:] = state["rngs"], state["steps"]
         self._is_seeded = True
-        return self._show(start=False)
+        return self._show(begin=False)
 
     def render(self) -> tuple[Any, ...] | None:
         """Return a picture or a text of every copy."""
@@ -162,9 +164,12 @@ class GameVectorEnv(VectorEnv):
             for state in self._batch.states.view(np.recarray)
         )
 
-    def _show(self, start: bool) -> tuple[np.ndarray, dict[str, Any]]:
-        numba.set_num_threads(self._threads)
-        self._loops.reset_all(self._batch, self._options, start)
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the threads."""
+        self._crew.end()
+
+    def _show(self, begin: bool) -> tuple[np.ndarray, dict[str, Any]]:
+        self._crew.run(partial(self._loops.reset_some, self._batch, self._options, begin))
         return self._own(self._batch.obs), {"action_mask": self._own(self._batch.masks)}
 
     def _own(self, array: np.ndarray) -> np.ndarray:
@@ -212,8 +217,7 @@ class GameEnv(gym.Env):
         super().reset(seed=seed)
         batch = self._batch
         batch.rngs[0] = self.np_random.integers(2**64, dtype=np.uint64), 0
-        numba.set_num_threads(1)
-        self._loops.reset_all(batch, self._options, True)
+        self._loops.reset_some(batch, self._options, True, 0, 1)
         self._is_running = True
         return batch.obs[0].copy(), {"action_mask": batch.masks[0].copy()}
 
@@ -227,9 +231,8 @@ class GameEnv(gym.Env):
             raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
         batch = self._batch
         self._action[0] = action
-        numba.set_num_threads(1)
-        if self._loops.step_all(batch, self._action, self._options, NEVER, False) >= 0:
-            raise invalid(self.game, 0, int(self._action[0]), batch.masks[0])
+        check_actions(self.game, self._action, batch.masks)
+        self._loops.step_some(batch, self._action, self._options, NEVER, False, 0, 1)
         terminated = bool(batch.terminated[0])
         self._is_running = not terminated
         info = {"action_mask": batch.masks[0].copy()}
@@ -287,17 +290,44 @@ def keys(seed: int | None, num_envs: int) -> np.ndarray:
     return np.random.SeedSequence(seed).generate_state(num_envs, np.uint64)
 
 
+class Crew:
+    """Threads that share N copies between them, this one among them; made anew after a fork."""
+
+    def __init__(self, num_envs: int, num_threads: int) -> None:
+        bounds = np.linspace(0, num_envs, num_threads + 1).astype(int).tolist()
+        self._own, *self._others = pairwise(bounds)
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
+
+    def run(self, loop: Callable[[int, int], None]) -> None:
+        """Call `loop(start, stop)` for all shares at once."""
+        if not self._others:
+            loop(*self._own)
+            return
+        if self._pool is None or self._process != os.getpid():
+            self._pool, self._process = ThreadPoolExecutor(len(self._others)), os.getpid()
+        waiting = [self._pool.submit(loop, *share) for share in self._others]
+        loop(*self._own)
+        for future in waiting:
+            future.result()
+
+    def end(self) -> None:
+        """End the other threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
 def choose_threads(wanted: int | None, num_envs: int) -> int:
     """Return how many threads to use.
 
     Raises:
-        ValueError: if more are wanted than Numba was started with.
+        ValueError: if none or more than copies are wanted.
     """
-    most = int(vars(config)["NUMBA_NUM_THREADS"])
     if wanted is None:
-        return max(1, min(most, num_envs // ENVS_PER_THREAD))
-    if not 1 <= wanted <= most:
-        raise ValueError(f"num_threads is {wanted}; Numba has 1 to {most} (NUMBA_NUM_THREADS)")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return max(1, min(cores or 1, num_envs // ENVS_PER_THREAD))
+    if not 1 <= wanted <= num_envs:
+        raise ValueError(f"num_threads is {wanted}; it takes 1 to num_envs, {num_envs}")
     return wanted
 
 
@@ -307,9 +337,14 @@ def show(game: ModuleType, render_mode: str, state: Any, options: np.ndarray) ->
     return game.image(state, options) if render_mode == "rgb_array" else game.text(state, options)
 
 
-def invalid(game: ModuleType, index: int, action: int, mask: np.ndarray) -> InvalidActionError:
-    """Return the error for an invalid action."""
+def check_actions(game: ModuleType, actions: np.ndarray, masks: np.ndarray) -> None:
+    """Raise `InvalidActionError` if one of the actions is invalid."""
+    index = first_invalid(actions, masks)
+    if index < 0:
+        return
     name = game.__name__.rpartition(".")[2]
-    valid = np.flatnonzero(mask).tolist()
+    valid = np.flatnonzero(masks[index]).tolist()
     shown = ", ".join(map(str, valid[:20])) + (", ..." if len(valid) > 20 else "")
-    return InvalidActionError(f"{name}, env {index}: action {action} is invalid; valid: {shown}")
+    raise InvalidActionError(
+        f"{name}, env {index}: action {actions[index]} is invalid; valid: {shown}"
+    )

@@ -39,7 +39,7 @@ Reference: Racanière et al. 2017, arXiv:1707.06203 (rewards, time limit, and ho
 import numpy as np
 from numba import njit
 
-from rlmask_envs import drawing
+from rlmask_envs import drawing, figures
 from rlmask_envs.rng import random_choice, random_integer
 from rlmask_envs.rules import Setup
 from rlmask_envs.suite import (
@@ -284,57 +284,25 @@ def valid_actions(state, mask, options):
         mask[action] = is_free(state, there)
 
 
-BRICK, MORTAR, FLOOR = (128, 118, 112), (104, 95, 90), (236, 230, 216)
 CRATE = (205, 150, 84), (150, 100, 48)  # the faces, the frame
 STORED = (128, 182, 104), (74, 128, 62)  # on a goal
 
 
 def image(state, options):
     """Return a picture."""
-    picture = drawing.blank(options.height, options.width, FLOOR)
+    picture = drawing.blank(options.height, options.width, figures.FLOOR)
     for y in range(options.height):
         for x in range(options.width):
             cell = y * SIZE + x
             if state.walls[cell]:
-                draw_wall(picture, y, x)
+                figures.wall(picture, y, x)
             if state.goals[cell]:
-                draw_goal(picture, y, x)
+                figures.goal(picture, y, x)
             if state.boxes[cell]:
-                draw_crate(picture, y, x, *(STORED if state.goals[cell] else CRATE))
-    draw_worker(picture, *divmod(state.worker, SIZE))
+                figures.crate(picture, y, x, *(STORED if state.goals[cell] else CRATE))
+    edge = drawing.RED if state.goals[state.worker] else drawing.INK
+    figures.worker(picture, state.worker // SIZE, state.worker % SIZE, edge)
     return picture
-
-
-def draw_wall(picture, y, x):
-    """Draw two courses of bricks."""
-    drawing.cell(picture, y, x, MORTAR, 0)
-    for course, left, width in ((0, 0, 0.47), (0, 0.53, 0.47), (1, 0, 0.22), (1, 0.28, 0.72)):
-        drawing.rectangle(picture, y + 0.5 * course, x + left, 0.44, width, BRICK)
-
-
-def draw_goal(picture, y, x):
-    """Draw a ring around a dot."""
-    drawing.disc(picture, y, x, drawing.RED, 0.28)
-    drawing.disc(picture, y, x, FLOOR, 0.2)
-    drawing.disc(picture, y, x, drawing.RED, 0.1)
-
-
-def draw_crate(picture, y, x, color, edge):
-    """Draw a box with a frame and a cross."""
-    drawing.cell(picture, y, x, edge, 0.06)
-    drawing.cell(picture, y, x, color, 0.16)
-    drawing.line(picture, (y + 0.22, x + 0.22), (y + 0.78, x + 0.78), edge, 0.1)
-    drawing.line(picture, (y + 0.22, x + 0.78), (y + 0.78, x + 0.22), edge, 0.1)
-
-
-def draw_worker(picture, y, x):
-    """Draw a head from above, with a face."""
-    drawing.disc(picture, y, x, drawing.INK, 0.4)
-    drawing.disc(picture, y, x, drawing.BLUE, 0.36)
-    drawing.disc(picture, y - 0.04, x - 0.14, drawing.WHITE, 0.1)
-    drawing.disc(picture, y - 0.04, x + 0.14, drawing.WHITE, 0.1)
-    drawing.disc(picture, y - 0.04, x - 0.14, drawing.INK, 0.05)
-    drawing.disc(picture, y - 0.04, x + 0.14, drawing.INK, 0.05)
 
 
 def text(state, options):

@@ -9,7 +9,6 @@ import re
 from types import FunctionType
 
 import gymnasium as gym
-import numba
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -106,8 +105,7 @@ def test_arrays_fit_their_spaces(name, sizes):
 
 def test_same_seed_same_trajectories_for_any_number_of_threads_and_copies(name):
     rng = np.random.default_rng(0)
-    most = numba.config.NUMBA_NUM_THREADS
-    settings = [{"num_threads": 1}, {"num_threads": most}, {"copy": False}, {"num_envs": 24}]
+    settings = [{"num_threads": 1}, {"num_threads": 3}, {"copy": False}, {"num_envs": 24}]
     all_envs = [make_vec(name, **{"num_envs": 16, **kwargs, **SMALL[name]}) for kwargs in settings]
     seen = [envs.reset(seed=5) for envs in all_envs]
     for _ in range(150):
@@ -401,8 +399,8 @@ def test_machine_code_on_disk_is_of_this_source(name, monkeypatch):
     digest = compiled._digest.__wrapped__
     before = digest(file)
     loops = compiled.loops_of(module_of(name))
-    assert loops.step_all.py_func.__qualname__ == f"step_all_{before}"
-    assert loops.step_all.py_func.__code__.co_filename == file
+    assert loops.step_some.py_func.__qualname__ == f"step_some_{before}"
+    assert loops.step_some.py_func.__code__.co_filename == file
     read = compiled.Path.read_bytes
     for changed in ("rng.py", "compiled.py", file.rpartition("/")[2]):
         monkeypatch.setattr(

@@ -157,6 +157,8 @@ def test_text_and_picture_show_the_level():
              for sign in "#.$+* "}  # fmt: skip
     assert [len(kind) for kind in shown.values()] == [1] * 6  # each sign looks one way,
     assert len(set.union(*shown.values())) == 6  # and another than the others
+    put(envs, [row.replace("+", "@") for row in level])
+    assert (sokoban.image(states_of(envs)[0], options_of(envs)) != picture)[32:64, 128:160].any()
 
 
 @pytest.mark.parametrize(
