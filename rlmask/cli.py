@@ -27,6 +27,7 @@ from rlmask.networks import DeviceError
 from rlmask.ops import EmptyMaskError, InvalidActionError
 from rlmask.record import VideoError, check_video_path, record_video
 from rlmask.replay import ReplayError
+from rlmask.torso import NetworkError
 from rlmask.vector import EnvError, Game, MaskError, MaskSource, SpaceError, check_env, list_envs
 
 USAGE = """\
@@ -52,6 +53,7 @@ EXPECTED_ERRORS = (
     FloatingPointError,
     InvalidActionError,
     MaskError,
+    NetworkError,
     ReplayError,
     SpaceError,
     VideoError,

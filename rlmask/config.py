@@ -117,6 +117,8 @@ def check_envs(config: Any) -> None:
             f"{num_games} game{'s' * (num_games > 1)}"
         )
     check_at_least(config, 1, "total_steps", "num_steps", "num_threads")
+    if any(filters < 1 for filters in config.conv_filters):
+        raise ValueError(f"conv_filters is {config.conv_filters}: each layer needs at least one")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise ValueError(f"hidden_sizes is {config.hidden_sizes}: give at least one positive width")
     if not 0 <= config.seed < 2**63:

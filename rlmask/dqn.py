@@ -152,6 +152,8 @@ class DQNConfig:
     """α of the priorities: 0 is uniform."""
     importance_exponent: float = 0.4
     """β of the importance weights at the start; it rises in a straight line to 1 at total_steps."""
+    conv_filters: tuple[int, ...] = ()
+    """Filters of 3x3 layers on images; none: Mnih et al. 2015, or one of 16 below 36 pixels."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the fully connected layers."""
     activation: Activation = "relu"
@@ -414,6 +416,7 @@ def make_network(
         return QNetwork(
             obs,
             action,
+            conv_filters=config.conv_filters,
             hidden_sizes=config.hidden_sizes,
             activation=config.activation,
             dueling=config.dueling,

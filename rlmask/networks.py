@@ -27,6 +27,7 @@ class ActorCritic(nn.Module):
     """Raw scores of the union actions, and a state value; of one shared torso or of two.
 
     Args:
+        conv_filters: see `rlmask.torso.ConvTorso`; for images only.
         hidden_sizes: widths of the fully connected layers, at least one.
         shared_torso: policy and value share all layers but the last.
         normalize_obs: subtract the running mean of vector observations and divide by the running
@@ -43,6 +44,7 @@ class ActorCritic(nn.Module):
         obs: ObsSpec,
         action: ActionSpec,
         *,
+        conv_filters: Sequence[int] = (),
         hidden_sizes: Sequence[int],
         activation: Activation,
         shared_torso: bool,
@@ -52,7 +54,9 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.obs_spec, self.action_spec = obs, action
         groups = 1 if shared_torso else 2
-        self.torso = Torso(groups, obs, hidden_sizes, activation, generator)
+        self.torso = Torso(
+            groups, obs, hidden_sizes, activation, generator, conv_filters=conv_filters
+        )
         self.actor_head = head(hidden_sizes[-1], action.num_actions, 0.01, generator)
         self.critic_head = head(hidden_sizes[-1], 1, 1.0, generator)
         self.normalize_obs = normalize_obs and obs.kind == "vector"
@@ -120,6 +124,7 @@ class QNetwork(nn.Module):
     """Z numbers for each of the union actions: a value, or a distribution of the return.
 
     Args:
+        conv_filters: see `rlmask.torso.ConvTorso`; for images only.
         hidden_sizes: widths of the fully connected layers, at least one.
         dueling: the last of these layers is two, one for a state value and one for advantages
             (Wang et al. 2016, arXiv:1511.06581); their mean runs over the valid actions.
@@ -137,6 +142,7 @@ class QNetwork(nn.Module):
         obs: ObsSpec,
         action: ActionSpec,
         *,
+        conv_filters: Sequence[int] = (),
         hidden_sizes: Sequence[int],
         activation: Activation,
         dueling: bool,
@@ -153,6 +159,7 @@ class QNetwork(nn.Module):
             hidden_sizes,
             activation,
             generator,
+            conv_filters=conv_filters,
             last_groups=2 if dueling else 1,
             layer_norm=layer_norm,
         )

@@ -123,6 +123,8 @@ class PPOConfig:
     """Scale vector observations by their running mean and standard deviation."""
     normalize_reward: bool = False
     """Divide rewards by the running standard deviation of the discounted return."""
+    conv_filters: tuple[int, ...] = ()
+    """Filters of 3x3 layers on images; none: Mnih et al. 2015, or one of 16 below 36 pixels."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the fully connected layers."""
     activation: Activation = "tanh"
@@ -316,6 +318,7 @@ def make_network(
         return ActorCritic(
             obs,
             action,
+            conv_filters=config.conv_filters,
             hidden_sizes=config.hidden_sizes,
             activation=config.activation,
             shared_torso=config.shared_torso,

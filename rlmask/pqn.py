@@ -111,6 +111,8 @@ class PQNConfig:
     """And from epsilon_steps on."""
     epsilon_steps: int = 50_000
     """Env steps over which it falls in a straight line."""
+    conv_filters: tuple[int, ...] = ()
+    """Filters of 3x3 layers on images; none: Mnih et al. 2015, or one of 16 below 36 pixels."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the fully connected layers."""
     activation: Activation = "relu"
@@ -305,6 +307,7 @@ def make_network(
         return QNetwork(
             obs,
             action,
+            conv_filters=config.conv_filters,
             hidden_sizes=config.hidden_sizes,
             activation=config.activation,
             dueling=False,

@@ -24,6 +24,10 @@ tanh_backward = torch.ops.aten.tanh_backward.default
 threshold_backward = torch.ops.aten.threshold_backward.default
 
 
+class NetworkError(ValueError):
+    """The settings describe no network for these observations."""
+
+
 def tanh(x: Tensor) -> Tensor:
     """Return tanh x, as 2 σ(2x) - 1 where that is quicker: to an absolute error of 2e-7.
 
@@ -159,24 +163,40 @@ class ConvTorso(nn.Module):
     smaller boards one 3x3 layer of 16 filters, as in MinAtar (Young & Tian 2019, arXiv:1903.03176).
 
     Args:
+        filters: of 3x3 layers in place of these.
         layer_norm: after each convolution, over all of its filters and places.
+
+    Raises:
+        NetworkError: if so many layers leave nothing of the image.
     """
 
     def __init__(
-        self, shape: Sequence[int], generator: torch.Generator, layer_norm: bool = False
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator,
+        filters: Sequence[int] = (),
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         height, width, channels = shape
         large = min(height, width) >= 36
         sizes = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, min(3, height, width), 1)]
+        if filters:
+            sizes = [(count, 3, 1) for count in filters]
+        if min(height, width) <= 2 * len(filters):
+            raise NetworkError(
+                f"conv_filters has {len(filters)} layers of 3x3, which leave nothing of an image "
+                f"of {height}x{width}; an image of {min(height, width)} can have "
+                f"{(min(height, width) - 1) // 2}"
+            )
         layers: list[nn.Module] = []
-        for filters, kernel, stride in sizes:
-            conv = nn.Conv2d(channels, filters, kernel, stride)
+        for count, kernel, stride in sizes:
+            conv = nn.Conv2d(channels, count, kernel, stride)
             nn.init.orthogonal_(conv.weight, SQRT_2, generator=generator)
             nn.init.zeros_(conv.get_parameter("bias"))
-            layers += [conv, *([nn.GroupNorm(1, filters)] if layer_norm else []), nn.ReLU()]
+            layers += [conv, *([nn.GroupNorm(1, count)] if layer_norm else []), nn.ReLU()]
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            channels = filters
+            channels = count
         self.layers = nn.Sequential(*layers)
         self.out_features = channels * height * width
 
@@ -192,8 +212,12 @@ class Torso(nn.Module):
 
     Args:
         groups: networks side by side, G, that share nothing but the observation.
+        conv_filters: see `ConvTorso`; for images only.
         last_groups: layers side by side at the end, G, where the rest is one network.
         layer_norm: before each activation.
+
+    Raises:
+        NetworkError: if there are `conv_filters` that do not fit the observation.
     """
 
     def __init__(
@@ -204,10 +228,15 @@ class Torso(nn.Module):
         activation: Activation,
         generator: torch.Generator,
         *,
+        conv_filters: Sequence[int] = (),
         last_groups: int | None = None,
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        if conv_filters and obs.kind != "image":
+            raise NetworkError(
+                f"conv_filters is {tuple(conv_filters)}, but the observations are no images"
+            )
         self.activation, self.derivative = ACTIVATIONS[activation]
         counts = [groups] * len(hidden_sizes)
         counts[-1] = groups if last_groups is None else last_groups
@@ -215,7 +244,9 @@ class Torso(nn.Module):
         layers: list[FirstLayer | GroupLinear] = []
         self.convs = nn.ModuleList()
         if obs.kind == "image":
-            convs = [ConvTorso(obs.shape, generator, layer_norm) for _ in range(groups)]
+            convs = [
+                ConvTorso(obs.shape, generator, conv_filters, layer_norm) for _ in range(groups)
+            ]
             self.convs.extend(convs)
             widths.insert(0, convs[0].out_features)
         else:

@@ -7,7 +7,7 @@ import torch
 from rlmask.networks import ActorCritic, QNetwork, actor_policy, q_policy
 from rlmask.normalize import RewardScaler, update_moments
 from rlmask.optim import FlatAdam
-from rlmask.torso import ConvTorso, FirstLayer, tanh
+from rlmask.torso import ConvTorso, FirstLayer, NetworkError, Torso, tanh
 from rlmask.types import ActionSpec, ObsSpec
 
 DISCRETE = ObsSpec(kind="discrete", shape=(), dtype="int64", n=7)
@@ -135,6 +135,32 @@ def test_uint8_images_are_scaled_and_layouts_agree():
     patch = image[0, :3, :3].float().permute(2, 0, 1) / 255
     expected = torch.relu((conv.weight[0] * patch).sum() + conv.bias[0])
     torch.testing.assert_close(torso(image)[0, 0], expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_board_may_have_several_convolutions(groups):
+    obs = ObsSpec(kind="image", shape=(7, 9, 2), dtype="uint8")
+    generator = torch.Generator().manual_seed(0)
+    torso = Torso(groups, obs, (8,), "relu", generator, conv_filters=(3, 5, 4))
+    image = draw(obs, 6)
+    for conv, own in zip(torso.convs, torso._convolved(image), strict=True):
+        x = image.float().permute(0, 3, 1, 2) / 255
+        for layer in conv.layers[::2]:
+            assert layer.kernel_size == (3, 3)
+            x = torch.relu(torch.nn.functional.conv2d(x, layer.weight, layer.bias))
+        assert x.shape == (6, 4, 1, 3)  # 7 and 9, less two a layer
+        torch.testing.assert_close(own, x.flatten(1))
+        assert conv.out_features == 12
+
+
+def test_convolutions_that_do_not_fit_are_an_error():
+    image = ObsSpec(kind="image", shape=(6, 7, 2), dtype="uint8")
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(NetworkError, match="3 layers of 3x3.* 6x7.* of 6 can have 2"):
+        Torso(1, image, (8,), "relu", generator, conv_filters=(4, 4, 4))
+    Torso(1, image, (8,), "relu", generator, conv_filters=(4, 4))
+    with pytest.raises(NetworkError, match="no images"):
+        Torso(1, VECTOR, (8,), "relu", generator, conv_filters=(4,))
 
 
 def test_policies_take_valid_actions_only():
