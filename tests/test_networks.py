@@ -156,7 +156,7 @@ def test_a_board_may_have_several_convolutions(groups):
 def test_convolutions_that_do_not_fit_are_an_error():
     image = ObsSpec(kind="image", shape=(6, 7, 2), dtype="uint8")
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(NetworkError, match="3 layers of 3x3.* 6x7.* of 6 can have 2"):
+    with pytest.raises(NetworkError, match=r"3 layers of 3x3.* 6x7.* of 6 can have 2"):
         Torso(1, image, (8,), "relu", generator, conv_filters=(4, 4, 4))
     Torso(1, image, (8,), "relu", generator, conv_filters=(4, 4))
     with pytest.raises(NetworkError, match="no images"):
