@@ -27,25 +27,27 @@ def update_moments(
 
 
 class RewardScaler:
-    """Divides rewards by the standard deviation of the discounted return.
+    """Divides rewards by the standard deviation of the discounted return, each game by its own.
 
     Reference: Engstrom et al. 2020, arXiv:2005.12729, section 3.1 ("reward scaling").
 
     Args:
         num_envs: N.
         gamma: discount of the return, per step.
+        num_games: G; env i plays game i modulo G.
     """
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        self._gamma = gamma
+    def __init__(self, num_envs: int, gamma: float, num_games: int = 1) -> None:
+        self._gamma, self._games = gamma, num_games
         self._discounted = torch.zeros(num_envs, dtype=torch.float64)
-        self._mean = torch.zeros((), dtype=torch.float64)
-        self._var = torch.ones((), dtype=torch.float64)
+        self._mean = torch.zeros(num_games, dtype=torch.float64)
+        self._var = torch.ones(num_games, dtype=torch.float64)
         self._count = torch.full((), 1e-4, dtype=torch.float64)
 
     def scale(self, reward: Float[Tensor, " T N"]) -> Float[Tensor, " T N"]:
         """Return the rewards in units of the standard deviation seen so far."""
-        return (reward / (self._var + 1e-8).sqrt()).to(reward.dtype)
+        deviation = (self._var + 1e-8).sqrt().repeat(reward.shape[1] // self._games)
+        return (reward / deviation).to(reward.dtype)
 
     def observe(self, reward: Float[Tensor, " T N"], ended: Bool[Tensor, " T N"]) -> None:
         """Add the rewards of a rollout to the statistics."""
@@ -55,7 +57,8 @@ class RewardScaler:
             self._discounted = self._discounted * self._gamma + reward[t]
             returns[t] = self._discounted
             self._discounted = self._discounted * ~ended[t]
-        moments = update_moments(self._mean, self._var, self._count, returns.flatten())
+        of_game = returns.view(-1, self._games)  # [T, N] -> [T*N/G, G]
+        moments = update_moments(self._mean, self._var, self._count, of_game)
         self._mean, self._var, self._count = moments
 
     def capture(self) -> dict[str, Tensor]:

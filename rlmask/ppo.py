@@ -122,7 +122,7 @@ class PPOConfig:
     normalize_obs: bool = False
     """Scale vector observations by their running mean and standard deviation."""
     normalize_reward: bool = False
-    """Divide rewards by the running standard deviation of the discounted return."""
+    """Divide rewards by the running standard deviation of the discounted return, game by game."""
     conv_filters: tuple[int, ...] = ()
     """Filters of 3x3 layers on images; none: Mnih et al. 2015, or one of 16 below 36 pixels."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -268,7 +268,7 @@ def initial_state(config: PPOConfig, envs: VectorEnv, device: torch.device) -> S
         network=network,
         optimizer=FlatAdam(network),
         generator=generator,
-        reward_scaler=RewardScaler(config.num_envs, config.gamma),
+        reward_scaler=RewardScaler(config.num_envs, config.gamma, len(config.all_games)),
         recent=RecentEpisodes(game_names(config.all_games)),
     )
 

@@ -238,6 +238,20 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return():
     assert torch.equal(twin.scale(reward), scaler.scale(reward))
 
 
+def test_each_game_has_a_scale_of_its_own():
+    generator = torch.Generator().manual_seed(1)
+    reward = torch.rand(40, 6, generator=generator) * torch.tensor([1.0, 100.0, 0.01]).repeat(2)
+    ended = torch.rand(40, 6, generator=generator) < 0.1
+    joint = RewardScaler(6, 0.9, num_games=3)
+    joint.observe(reward, ended)
+    for game in range(3):
+        own = RewardScaler(2, 0.9)
+        own.observe(reward[:, game::3], ended[:, game::3])
+        expected = own.scale(reward[:, game::3])
+        torch.testing.assert_close(joint.scale(reward)[:, game::3], expected)
+    assert 0.1 < joint.scale(reward).std() < 1
+
+
 # --- Q-networks
 
 
