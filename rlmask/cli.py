@@ -102,7 +102,9 @@ def train(arguments: list[str]) -> None:
         run_dir = create_run(arguments)
     evaluation = run.train(run_dir, make_display())
     with writing():
-        print_evaluation(evaluation, "final evaluation, greedy")
+        stochastic = runs.read_config(run_dir).options.eval_stochastic
+        how = "stochastic" if stochastic else "greedy"
+        print_evaluation(evaluation, f"final evaluation, {how}")
         print(f"TensorBoard     tensorboard --logdir {run_dir / 'tensorboard'}")
         print(f"learning curve  {run_dir / 'learning_curve.png'}")
         print(f"checkpoint      {runs.checkpoints(run_dir)[-1]}")

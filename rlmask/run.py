@@ -28,7 +28,7 @@ from rlmask.runs import (
     save_checkpoint,
     settings_text,
 )
-from rlmask.types import Policy
+from rlmask.types import Policy, Update
 from rlmask.vector import game_names, make_vector
 
 
@@ -101,7 +101,7 @@ def _train(
             failure = None
             if is_last or (options.eval_period and update.update % options.eval_period == 0):
                 try:
-                    evaluation, by_name = evaluate_games(config, update.policy)
+                    evaluation, by_name = evaluate_games(config, policy_of(config, update))
                     metrics.update(by_name)
                 except Exception as error:  # raised below, after the update is saved
                     failure = error
@@ -125,11 +125,20 @@ def _train(
         updates.close()  # closes the envs
         display.stop()
     if evaluation is None:  # the run was complete already
-        evaluation, _ = evaluate_games(config, load(run_dir))
+        evaluation, _ = evaluate_games(config, load(run_dir, greedy=not options.eval_stochastic))
     plot_learning_curve(run_dir)
     result = json.dumps(evaluation.as_json(), indent=1)
     write_synced(run_dir / "result.json", result.encode())
     return evaluation
+
+
+def policy_of(config: RunConfig, update: Update) -> Policy:
+    """Return the policy that an evaluation plays."""
+    if not config.options.eval_stochastic:
+        return update.policy
+    _, _, load_policy = ALGORITHMS[config.algo]
+    settings = config.settings
+    return load_policy(settings, update.capture(), greedy=False, seed=settings.seed)
 
 
 def evaluate_games(

@@ -27,7 +27,7 @@ from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
 from rlmask.networks import choose_device
 from rlmask.types import Update
-from rlmask.vector import Game, join, make_vector
+from rlmask.vector import Game, VectorSpec, join, make_vector
 
 # name in a config -> settings, trainer, and the policy of a checkpoint
 ALGORITHMS = {
@@ -56,11 +56,13 @@ class RunOptions:
     eval_period: int = 0
     """Updates between two evaluations; 0: only at the end."""
     eval_episodes: int = 100
-    """Greedy episodes of an evaluation, of each game."""
+    """Episodes of an evaluation, of each game."""
+    eval_stochastic: bool = False
+    """Draw actions in evaluations as training does, in place of always taking the best one."""
     eval_max_episode_steps: int = 27_000
     """Cut an episode of an evaluation here: a greedy policy can walk in circles for ever."""
     eval_env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments that the envs of an evaluation have besides, or in place of, env_kwargs."""
+    """Keyword arguments of all envs of an evaluation besides, or in place of, their env_kwargs."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints; 0: one after every update."""
 
@@ -136,13 +138,14 @@ def create(run_dir: Path, config: RunConfig) -> list[str]:
     # `auto` is settled here: a run does not change its device when it is resumed elsewhere
     device = choose_device(config.settings.device).type
     config = replace(config, settings=replace(config.settings, device=device))
-    if config.settings.vectorization == "native":
-        games, actions = config.settings.all_games, config.settings.num_actions
-        envs = make_vector(games, len(games), 0, vectorization="native", num_actions=actions)
-        spec = envs.spec
-        envs.close()
-    else:
-        spec = join(config.settings.all_games, config.settings.num_actions)
+    spec = spec_of(config.settings, config.settings.all_games)
+    if config.options.eval_env_kwargs:
+        as_evaluated = spec_of(config.settings, config.eval_games)
+        if (as_evaluated.obs, as_evaluated.action) != (spec.obs, spec.action):
+            raise ConfigError(
+                "eval_env_kwargs change the observations or the actions; a policy plays with those "
+                "that it was trained with"
+            )
     partial = run_dir.with_name(f".{run_dir.name}.{os.getpid()}.partial")
     settings = {"algo": config.algo, **to_settings(config.settings), **to_settings(config.options)}
     try:
@@ -164,6 +167,17 @@ def create(run_dir: Path, config: RunConfig) -> list[str]:
         else f"{game.env_id}: masks from `{game.mask_source}`"
         for game in spec.games
     ]
+
+
+def spec_of(settings: Any, games: tuple[Game, ...]) -> VectorSpec:
+    """Return what the envs of a run have in common, by making them once."""
+    if settings.vectorization != "native":
+        return join(games, settings.num_actions)
+    envs = make_vector(
+        games, len(games), 0, vectorization="native", num_actions=settings.num_actions
+    )
+    envs.close()
+    return envs.spec
 
 
 def read_config(run_dir: Path) -> RunConfig:

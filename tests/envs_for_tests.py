@@ -472,6 +472,27 @@ class NeedsExtra(gym.Env):
         import no_such_game  # noqa: F401
 
 
+class Breaks(gym.Env):
+    """Raises Gymnasium's own error at a reset or step, counted from 1."""
+
+    def __init__(self, reset=0, step=0):
+        self.observation_space, self.action_space = spaces.Discrete(2), spaces.Discrete(2)
+        self.left = {"reset": reset, "step": step}
+
+    def count(self, what):
+        self.left[what] -= 1
+        if self.left[what] == 0:
+            raise gym.error.Error(f"the opponent\nfailed at a {what}")
+
+    def reset(self, *, seed=None, options=None):
+        self.count("reset")
+        return 0, {}
+
+    def step(self, action):
+        self.count("step")
+        return 1, 0.0, False, False, {}
+
+
 class Counters(VectorEnv):
     """Counter as one vector env, which resets within the step, and uses its arrays again and again.
 
@@ -613,6 +634,7 @@ SINGLE = (
     Spaces,
     OldReset,
     NeedsExtra,
+    Breaks,
 )
 for _env in SINGLE:
     gym.register(f"rlmask-tests/{_env.__name__}-v0", entry_point=_env)

@@ -19,11 +19,11 @@ def draw(mask, rng):
 
 def states_of(envs):
     """Return the records of a vector env's copies; a view, to read and to write."""
-    return envs._batch.states.view(np.recarray)
+    return envs.states
 
 
 def options_of(envs):
-    return envs._options.view(np.recarray)[0]
+    return envs.options
 
 
 def play(envs, num_steps, seed=0):

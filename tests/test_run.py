@@ -49,6 +49,7 @@ def dqn(**settings):
     return DQNConfig(**{**small, "total_steps": UPDATES * BATCH, "device": "cpu", **settings})
 
 
+SNAKE = "rlmask_envs:rlmask/Snake-v0"
 SHORT = {"max_episode_steps": 20}  # so that episodes end in training, and evaluations soon
 TAXI = ppo(env="Taxi-v4", env_kwargs=SHORT)
 CARTPOLE = ppo(env="CartPole-v1", normalize_obs=True, normalize_reward=True)
@@ -89,7 +90,7 @@ RUNS = {
         games=(Game(env_id=env_id("CountersWithState"), action_ids=(0, 1, 2)),) * 2,
         vectorization="native",
     ),
-    "native, compiled": dqn(env="rlmask_envs:rlmask/Snake-v0", vectorization="native"),
+    "native, compiled": dqn(env=SNAKE, vectorization="native"),
 }
 
 
@@ -237,6 +238,54 @@ def test_an_evaluation_may_play_with_other_keyword_arguments(tmp_path):
         assert all(game.env_kwargs["max_episode_steps"] == 3 for game in config.eval_games)
         assert config.settings == settings  # training does not
         assert run.train(run_dir, Watch()).mean_length <= 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "kwargs", "error"),
+    [
+        (TAXI, {"nonsense": 1}, EnvError),
+        (ppo(env=env_id("Counter")), {"size": 7}, ConfigError),  # other observations
+        (ppo(env=SNAKE, vectorization="native"), {"height": 99}, EnvError),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_the_training(
+    tmp_path, settings, kwargs, error
+):
+    with pytest.raises(error):
+        make(tmp_path / "run", settings, eval_env_kwargs=kwargs)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [CARTPOLE, dqn(env="CartPole-v1", epsilon_end=1.0)])
+def test_an_evaluation_may_draw_its_actions(tmp_path, settings):
+    results = {}
+    for stochastic in (False, True):
+        run_dir = make(
+            tmp_path / f"{settings.env}-{stochastic}",
+            settings,
+            eval_stochastic=stochastic,
+            eval_episodes=20,
+        )
+        evaluation = run.train(run_dir, Watch())
+        policy = run.load(run_dir, greedy=not stochastic, seed=settings.seed)
+        again, _ = run.evaluate_games(runs.read_config(run_dir), policy)
+        assert again == evaluation
+        assert run.train(run_dir, Watch()) == evaluation  # complete: evaluated once more
+        results[stochastic] = evaluation.mean_return
+    assert results[False] != results[True]
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+def test_a_long_evaluation_episode_is_cut(tmp_path, vectorization):
+    settings = ppo(env=SNAKE, vectorization=vectorization)
+    run_dir = make(tmp_path / "run", settings, eval_max_episode_steps=3)
+    with pytest.warns(run.CutWarning, match="cut after 3 steps"):
+        assert run.train(run_dir, Watch()).mean_length == 3
+
+
+def test_keywords_of_a_vector_env_fit_the_whole_run(tmp_path):
+    settings = ppo(env=SNAKE, vectorization="native", env_kwargs={"num_threads": 2, "copy": False})
+    assert run.train(make(tmp_path / "run", settings), Watch()).episodes == 2
 
 
 def test_the_result_of_one_episode_is_json(tmp_path):

@@ -6,7 +6,8 @@ what the game is. Registered are a single env and a vector env that steps N copi
 
 import gymnasium
 
-from rlmask_envs.envs import GameEnv, GameVectorEnv, InvalidActionError
+from rlmask_envs.actions import InvalidActionError
+from rlmask_envs.envs import GameEnv, GameVectorEnv
 from rlmask_envs.rules import Setup
 
 

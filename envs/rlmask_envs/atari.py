@@ -42,7 +42,6 @@ problems for general agents, 2018, https://arxiv.org/abs/1709.06009.
 """
 
 import difflib
-import importlib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -53,8 +52,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rlmask_envs.envs import NEVER, InvalidActionError
+from rlmask_envs.actions import check_action, check_integers, refusal
+from rlmask_envs.drawing import check_render_mode
+from rlmask_envs.envs import check_running, time_limit
+from rlmask_envs.opponents import require, too_old
 
+EXTRA = "rlmask[atari]"
 OLDEST = (0, 12, 1)  # before that, resetting some copies of a vector env hangs
 NUM_ACTIONS = 18
 FOUR_STEPS = {"stack_num": 4, "img_height": 84, "img_width": 84, "grayscale": True}
@@ -75,7 +78,6 @@ class AtariVectorEnv(VectorEnv):
         game: as ale-py spells it.
         num_envs: N.
         max_episode_steps: an episode is truncated there; None: never.
-        num_threads: None: one a copy, at most one a core.
         **settings: see `make_ale`.
 
     Raises:
@@ -91,21 +93,19 @@ class AtariVectorEnv(VectorEnv):
         num_envs: int = 1,
         *,
         max_episode_steps: int | None = None,
-        num_threads: int | None = None,
         **settings: Any,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; it has to be at least 1")
-        self._ale = make_ale(
-            game, num_envs, AutoresetMode.SAME_STEP, FOUR_STEPS, num_threads or 0, **settings
-        )
+        mode = AutoresetMode.SAME_STEP
+        self._ale: Any = make_ale(game, num_envs, mode, FOUR_STEPS, **settings)
         self.game, self.num_envs = game, num_envs
         self.single_observation_space = self._ale.single_observation_space
         self.single_action_space = spaces.Discrete(NUM_ACTIONS)
         self.observation_space = self._ale.observation_space
         self.action_space = self._ale.action_space
         self._mask = minimal_mask(game)
-        self._max_steps = NEVER if max_episode_steps is None else max_episode_steps
+        self._max_steps = time_limit(max_episode_steps)
         self._lengths = np.zeros(num_envs, np.int64)
         self._is_seeded = False
 
@@ -113,6 +113,8 @@ class AtariVectorEnv(VectorEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode in every copy; without a seed, go on drawing from the streams."""
+        if self._ale is None:
+            raise gym.error.ClosedEnvironmentError("the env has been closed")
         seeds = None
         if seed is not None or not self._is_seeded:
             # not seed + i, as ale-py has it: neighbouring seeds would share their copies
@@ -129,15 +131,15 @@ class AtariVectorEnv(VectorEnv):
 
         Raises:
             InvalidActionError: if the mask rules one out; then no copy has moved.
-            ValueError: if there is not one a copy.
+            ValueError: if there is not one integer a copy.
         """
-        actions = np.asarray(actions, np.int64)
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions have shape {actions.shape}, not ({self.num_envs},)")
-        if not self._is_seeded:
-            raise gym.error.ResetNeeded("call reset() before step()")
-        check_actions(self.game, actions, self._mask)
-        obs, rewards, terminated, _, ale_info = self._ale.step(actions)
+        actions = check_integers(actions, self.num_envs)
+        check_running(self._is_seeded)
+        is_valid = np.isin(actions, self._mask.nonzero()[0])
+        if not is_valid.all():  # ale-py waits forever for a copy that was given what is no action
+            index = int(is_valid.argmin())
+            raise refusal(self.game, index, actions[index], self._mask)
+        obs, rewards, terminated, _, ale_info = self._ale.step(actions.astype(np.int64))
         self._lengths += 1
         truncated = ~terminated & (self._lengths >= self._max_steps)
         ended = terminated | truncated
@@ -156,6 +158,10 @@ class AtariVectorEnv(VectorEnv):
         info |= {"lives": ale_info["lives"], "action_mask": self._masks()}
         return obs, rewards.astype(np.float64), terminated, truncated, info
 
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the emulators and their threads."""
+        self._ale, self._is_seeded = None, False
+
     def _masks(self) -> np.ndarray:
         return np.tile(self._mask, (self.num_envs, 1))
 
@@ -163,7 +169,9 @@ class AtariVectorEnv(VectorEnv):
 class AtariEnv(gym.Env):
     """An Atari game as an ordinary Gymnasium env; `info["action_mask"]` is its mask, int8.
 
-    The time limit is Gymnasium's wrapper, as `gymnasium.make` puts it on.
+    The time limit is Gymnasium's wrapper, as `gymnasium.make` puts it on. A reset with a seed makes
+    ale-py build its emulator anew, which takes 70 ms, as long as 200 steps; rlmask seeds every
+    episode. Its `vectorization: native`, which takes `AtariVectorEnv`, is the fast way.
 
     Args:
         game: as ale-py spells it.
@@ -178,12 +186,11 @@ class AtariEnv(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
     def __init__(self, game: str, *, render_mode: str | None = None, **settings: Any) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; it takes rgb_array")
+        check_render_mode(render_mode, self.metadata["render_modes"])
         # of two that are seeded alike, one is looked at by the agent, one by people
         pictures = (FOUR_STEPS,) if render_mode is None else (FOUR_STEPS, SCREEN)
         mode = AutoresetMode.NEXT_STEP  # which leaves an ended episode alone until it is reset
-        self._ales = [make_ale(game, 1, mode, picture, 1, **settings) for picture in pictures]
+        self._ales = [make_ale(game, 1, mode, picture, **settings) for picture in pictures]
         self.render_mode = render_mode
         self.game = game
         self.observation_space = self._ales[0].single_observation_space
@@ -196,6 +203,8 @@ class AtariEnv(gym.Env):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode; without a seed, go on drawing from the stream."""
+        if not self._ales:
+            raise gym.error.ClosedEnvironmentError("the env has been closed")
         super().reset(seed=seed)
         seeds = None
         if seed is not None or not self._is_seeded:
@@ -211,10 +220,8 @@ class AtariEnv(gym.Env):
         Raises:
             InvalidActionError: if the mask rules it out; the state is then as it was.
         """
-        if not self._is_running:
-            raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
-        actions = np.array([action], np.int64)
-        check_actions(self.game, actions, self._mask)
+        check_running(self._is_running)
+        actions = np.array([check_action(action, self._mask, self.game)], np.int64)
         (obs, reward, ended, _, info), *others = [ale.step(actions) for ale in self._ales]
         self._screen = others[0][0] if others else self._screen
         terminated = bool(ended[0])
@@ -223,7 +230,15 @@ class AtariEnv(gym.Env):
 
     def render(self) -> np.ndarray | None:
         """Return the screen, [210, 160, 3]."""
-        return None if self.render_mode is None else self._screen[0, 0].copy()
+        if self.render_mode is None:
+            return None
+        if not self._screen.size:
+            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        return self._screen[0, 0].copy()
+
+    def close(self) -> None:
+        """End the emulators and their threads."""
+        self._ales, self._is_running = [], False
 
     def _info(self, ale_info: Mapping[str, Any]) -> dict[str, Any]:
         return {"lives": int(ale_info["lives"][0]), "action_mask": self._mask.copy()}
@@ -234,8 +249,8 @@ def make_ale(
     num_envs: int,
     autoreset_mode: AutoresetMode,
     picture: Mapping[str, Any],
-    num_threads: int,
     *,
+    num_threads: int | None = None,
     reward_clipping: bool = False,
     repeat_action_probability: float = 0.25,
     frame_skip: int = 4,
@@ -247,7 +262,7 @@ def make_ale(
 
     Args:
         picture: size and colour of the observations.
-        num_threads: 0: as many as there is use for.
+        num_threads: that share the copies, never more than these; None: at most one a core.
         reward_clipping: rewards of -1, 0 and 1 only; ale-py does it unless told otherwise.
         repeat_action_probability: that a frame repeats the action of the last one.
         frame_skip: frames a step.
@@ -259,23 +274,24 @@ def make_ale(
         gymnasium.error.DependencyNotInstalled: if ale-py is not installed.
         ValueError: for a game that there is not, or a setting out of its range.
     """
-    ale_py = load_ale()
+    load_ale()  # or say how to get it
     names = playable_games()
     if game not in names:
         near = " or ".join(difflib.get_close_matches(str(game), names)) or "pong"
         raise ValueError(f"ale-py has no game {game!r} for one player; did you mean {near}?")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}; it has to be at least 1")
     if not 0 <= repeat_action_probability <= 1:
-        text = f"repeat_action_probability is {repeat_action_probability}; it takes 0 to 1"
-        raise ValueError(text)
+        raise ValueError(
+            f"repeat_action_probability is {repeat_action_probability}; it takes 0 to 1"
+        )
     if frame_skip < 1 or noop_max < 0:
         text = f"frame_skip is {frame_skip} and noop_max {noop_max}; they take 1 and 0, or more"
         raise ValueError(text)
-    # ale-py writes its autoreset mode into the metadata that it shares with all vector envs
-    own = type("OwnMetadata", (ale_py.AtariVectorEnv,), {"metadata": {}})
-    return own(
+    return vector_class()(
         game,
         num_envs,
-        num_threads=num_threads,
+        num_threads=min(num_threads or 0, num_envs),  # 0: ale-py's choice
         max_num_frames_per_episode=NO_LIMIT,
         repeat_action_probability=repeat_action_probability,
         full_action_space=True,
@@ -287,6 +303,15 @@ def make_ale(
         use_fire_reset=use_fire_reset,
         **picture,
     )
+
+
+@cache
+def vector_class() -> Any:
+    """Return ale-py's vector env with metadata of its own.
+
+    It writes its autoreset mode there, and would do so into what all vector envs share.
+    """
+    return type("OwnMetadata", (load_ale().AtariVectorEnv,), {"metadata": {}})
 
 
 @cache
@@ -310,37 +335,14 @@ def minimal_mask(game: str) -> np.ndarray:
     return mask
 
 
-def check_actions(game: str, actions: np.ndarray, mask: np.ndarray) -> None:
-    """Raise InvalidActionError if one of the actions [N] is outside the mask.
-
-    It has to be done first: ale-py waits forever for a copy that was given what is no action.
-    """
-    known = (actions >= 0) & (actions < NUM_ACTIONS)
-    valid = known & (mask[np.where(known, actions, 0)] == 1)
-    if not valid.all():
-        index = int(valid.argmin())
-        shown = ", ".join(map(str, np.flatnonzero(mask)))
-        raise InvalidActionError(
-            f"{game}, env {index}: action {actions[index]} is invalid; valid: {shown}"
-        )
-
-
 def load_ale() -> Any:
     """Return ale-py.
 
     Raises:
         gymnasium.error.DependencyNotInstalled: if it is not installed, or too old.
     """
-    try:
-        ale_py: Any = importlib.import_module("ale_py")
-    except ModuleNotFoundError as error:
-        raise gym.error.DependencyNotInstalled(
-            "no module named 'ale_py'; pip install 'rlmask[atari]'"
-        ) from error
+    ale_py: Any = require("ale_py", EXTRA)
     version = tuple(int(part) for part in re.findall(r"\d+", ale_py.__version__)[:3])
     if version < OLDEST:
-        raise gym.error.DependencyNotInstalled(
-            f"ale-py is {ale_py.__version__}; it has to be {'.'.join(map(str, OLDEST))} or later; "
-            "pip install 'rlmask[atari]'"
-        )
+        raise too_old("ale-py", ale_py.__version__, ".".join(map(str, OLDEST)), EXTRA)
     return ale_py

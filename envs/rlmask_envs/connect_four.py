@@ -1,9 +1,10 @@
-"""Connect Four: be the first with four stones in a line, against an opponent who replies.
+"""Connect Four: be the first with four stones in a line.
 
 ## Description
 The players take turns to drop a stone into a column, where it comes to lie on the ones below. Four
 stones of a player in a row, a column or a diagonal win. A step is a move of the agent and the reply
-of the opponent.
+of the opponent; without an opponent (`opponent="none"`) it is the move of the player whose turn it
+is.
 
 ## Action Space
 `Discrete(width)`: the column, from the left.
@@ -13,10 +14,13 @@ Valid are the columns that are not full. At least one is, as a full board is a d
 
 ## Observation Space
 `Box(0, 255, (height, width, 2), uint8)`; planes: 0 the agent's stones, 1 the opponent's. Row 0 is
-the upper one.
+the upper one. Without an opponent: 0 the stones of the player whose turn it is, 1 those of who has
+just moved, at the end of an episode as well.
 
 ## Rewards
-1 for a win, -1 for a loss, 0 for a draw and before the end.
+1 for a win, -1 for a loss, 0 for a draw and before the end. Without an opponent, the reward is that
+of who has just moved: 1 for a move that makes four, else 0. The next observation is the other
+player's, so what is to come from there counts negatively (negamax).
 
 ## Starting State
 An empty board, or one with a stone of the opponent if the opponent moves first.
@@ -25,64 +29,54 @@ An empty board, or one with a stone of the opponent if the opponent moves first.
 Terminated: a player has four in a line, or the board is full.
 
 ## Arguments
-`height` 6 and `width` 7 (4 to 10). `opponent`: "random", uniform over the valid columns, or
+`height` 6 and `width` 7 (4 to 10). `opponent`: "random", uniform over the valid columns;
 "heuristic", which wins if it can, else blocks a win of the agent, else does not prepare one if it
-need not, and is random among equals. `seat`: whether the agent moves "first", "second", or either
-at "random", drawn for each episode.
+need not, and is random among equals; or "none", for self-play and opponents of one's own. `seat`:
+whether the agent moves "first", "second", or either at "random", drawn for each episode; it goes
+with an opponent only.
 
 Reference: Allis 1988, A Knowledge-based Approach of Connect-Four; on 6 x 7, whoever moves first can
 win.
 """
 
 import numpy as np
-from gymnasium import spaces
 from numba import njit
 
 from rlmask_envs import drawing
-from rlmask_envs.rng import random_choice, random_integer
+from rlmask_envs.planes import ON, plane_space
+from rlmask_envs.rng import random_choice
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import ON, check_size
+from rlmask_envs.settings import check_size
+from rlmask_envs.two_players import (
+    AGENT,
+    HEURISTIC,
+    NONE,
+    OPPONENT,
+    agent_begins,
+    check_players,
+)
 
-AGENT, OPPONENT, EMPTY = range(3)  # on the board; the players' planes have the same numbers
-OPPONENTS = ("random", "heuristic")
-RANDOM, HEURISTIC = range(2)
-SEATS = ("first", "second", "random")
-FIRST, SECOND, EITHER = range(3)
-
+EMPTY = 2  # on the board; otherwise AGENT or OPPONENT
+SMALLEST, GREATEST = 4, 10  # sides of the board
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (y, x)
 FULL, GIVES_WIN, QUIET, BLOCKS, WINS = range(5)  # what the heuristic thinks of a column
 
 
 def setup(height: int = 6, width: int = 7, opponent: str = "random", seat: str = "random") -> Setup:
     """Return what depends on the size of the board, the opponent, and who moves first."""
-    options = {
-        "height": check_size("height", height, 4),
-        "width": check_size("width", width, 4),
-        "opponent": check_choice("opponent", opponent, OPPONENTS),
-        "seat": check_choice("seat", seat, SEATS),
-    }
+    height = check_size("height", height, SMALLEST, GREATEST)
+    width = check_size("width", width, SMALLEST, GREATEST)
+    options = {"height": height, "width": width, **check_players(opponent, seat)}
     fields = [
         ("board", np.int8, (height, width)),  # AGENT, OPPONENT or EMPTY
         ("filled", np.int32, (width,)),  # stones in a column
         ("stones", np.int32),
         ("last", np.int32),  # column of the last stone, or -1
+        ("player", np.int32),  # whose turn it is: AGENT if there is an opponent
         ("values", np.int8, (width,)),  # for the opponent to choose by
         ("candidates", np.int8, (width,)),
     ]
-    observation_space = spaces.Box(0, 255, (height, width, 2), np.uint8)
-    return Setup(np.dtype(fields), options, observation_space, width)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> int:
-    """Return the index of a choice.
-
-    Raises:
-        ValueError: if it is none; names it and the choices.
-    """
-    if value not in choices:
-        known = f"{', '.join(choices[:-1])} or {choices[-1]}"
-        raise ValueError(f"{name} is {value!r}; it takes {known}")
-    return choices.index(value)
+    return Setup(np.dtype(fields), options, plane_space(height, width, 2), width)
 
 
 @njit
@@ -96,6 +90,7 @@ def clear(state, options):
         state.candidates[x] = 0
     state.stones = 0
     state.last = -1
+    state.player = AGENT
 
 
 @njit
@@ -196,20 +191,20 @@ def heuristic_value(state, x, options):
 def reset(state, rng, options):
     """Empty the board, and let the opponent begin if it moves first."""
     clear(state, options)
-    is_second = options.seat == SECOND
-    if options.seat == EITHER:
-        is_second = random_integer(rng, 2) == 1
-    if is_second:
+    if not agent_begins(rng, options):
         place(state, opponent_action(state, rng, options), OPPONENT, options)
 
 
 @njit
 def step(state, action, rng, options):
-    """Make a move, and let the opponent reply."""
-    if place(state, action, AGENT, options):
+    """Make a move, and let the opponent reply; if there is none, it is the other player's turn."""
+    player = state.player
+    if options.opponent == NONE:
+        state.player = 1 - player
+    if place(state, action, player, options):
         return 1.0, True
-    if is_full(state, options):
-        return 0.0, True
+    if options.opponent == NONE or is_full(state, options):
+        return 0.0, is_full(state, options)
     if place(state, opponent_action(state, rng, options), OPPONENT, options):
         return -1.0, True
     return 0.0, is_full(state, options)
@@ -221,7 +216,7 @@ def observe(state, obs, options):
     for y in range(options.height):
         for x in range(options.width):
             if state.board[y, x] != EMPTY:
-                obs[y, x, state.board[y, x]] = ON
+                obs[y, x, 0 if state.board[y, x] == state.player else 1] = ON
 
 
 @njit
@@ -232,7 +227,7 @@ def valid_actions(state, mask, options):
 
 
 def image(state, options):
-    """Return a picture: the agent red, the opponent yellow, a dot on the last stone."""
+    """Return a picture: the agent (or who moves first) red, a dot on the last stone."""
     height, width = int(options.height), int(options.width)
     picture = drawing.blank(height + 0.7, width + 0.2, drawing.BLUE)
     colors = {AGENT: drawing.RED, OPPONENT: drawing.YELLOW, EMPTY: drawing.PAPER}
@@ -265,6 +260,6 @@ def fours(state, options):
 
 
 def text(state, options):
-    """Return lines of text: X the agent, O the opponent."""
+    """Return lines of text: X the agent (or who moves first), O the other player."""
     rows = ["".join("XO."[player] for player in row) for row in state.board]
     return "\n".join([*rows, "".join(str(x) for x in range(options.width))])

@@ -40,20 +40,18 @@ import numpy as np
 from numba import njit
 
 from rlmask_envs import drawing, figures
+from rlmask_envs.planes import ON
 from rlmask_envs.rng import random_choice, random_integer
 from rlmask_envs.rules import Setup
+from rlmask_envs.settings import check_size
 from rlmask_envs.suite import (
-    DOWN,
-    LEFT,
     NUM_ACTIONS,
-    ON,
     PRIMARY,
-    RIGHT,
     SECONDARY,
     SIZE,
-    UP,
-    check_size,
+    column_ahead,
     observation_space,
+    row_ahead,
 )
 
 NUM_ROOMS, MOST_DOORS = 4, 3  # room 0 is in the upper left, 1 to 3 follow clockwise
@@ -64,12 +62,12 @@ COURIER, PARCEL, DESTINATION, CARRYING, HELD = 9, 10, 11, 12, 13  # planes
 def setup(height: int = 10, width: int = 10, num_doors: int = 2) -> Setup:
     """Return what depends on the size of the map and the number of doors."""
     options = {
-        "height": check_size("height", height, 7),
-        "width": check_size("width", width, 7),
+        "height": check_size("height", height, 7, SIZE),
+        "width": check_size("width", width, 7, SIZE),
         "num_doors": check_size("num_doors", num_doors, 0, MOST_DOORS),
     }
     fields = [
-        ("tiles", np.uint8, (SIZE, SIZE)),  # one size of state, so that all maps are compiled once
+        ("tiles", np.uint8, (SIZE, SIZE)),
         ("y", np.int32),  # of the courier
         ("x", np.int32),
         ("parcel_y", np.int32),  # where it lies, or lay last
@@ -182,18 +180,6 @@ def find_rooms(state, key):
                 break
             room = (room + 1) % NUM_ROOMS if turn == 0 else (room + 3) % NUM_ROOMS
             state.reached[room] = 1
-
-
-@njit
-def row_ahead(y, action):
-    """Return the row that a direction leads to."""
-    return y - 1 if action == UP else y + 1 if action == DOWN else y
-
-
-@njit
-def column_ahead(x, action):
-    """Return the column that a direction leads to."""
-    return x - 1 if action == LEFT else x + 1 if action == RIGHT else x
 
 
 @njit

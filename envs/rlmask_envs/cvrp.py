@@ -47,7 +47,7 @@ from numba import njit
 from rlmask_envs import drawing
 from rlmask_envs.rng import random_integer, random_unit
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import check_size
+from rlmask_envs.settings import check_size
 
 DEPOT = 0
 MAX_DEMAND = 9

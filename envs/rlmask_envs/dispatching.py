@@ -7,6 +7,8 @@ Reference: Panwalkar and Iskander 1977, doi:10.1287/opre.25.1.45, a survey of su
 
 import numpy as np
 
+from rlmask_envs.settings import check_choice
+
 # which job goes first, from the durations of each job's operations that are left; of several jobs
 # with the least value, the first
 DISPATCHING_RULES = {
@@ -28,9 +30,7 @@ def dispatch(durations: np.ndarray, machines: np.ndarray, rule: str) -> tuple[in
     Raises:
         ValueError: if there is no such rule.
     """
-    if rule not in DISPATCHING_RULES:
-        rules = " or ".join(map(repr, DISPATCHING_RULES))
-        raise ValueError(f"rule is {rule!r}; it takes {rules}")
+    check_choice("rule", rule, list(DISPATCHING_RULES))
     priority = DISPATCHING_RULES[rule]
     num_jobs, num_machines = durations.shape
     scheduled, job_free = [0] * num_jobs, [0] * num_jobs

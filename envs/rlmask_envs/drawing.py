@@ -128,3 +128,9 @@ def _blend(
     distance = np.hypot(y - y0 - t * dy, x - x0 - t * dx)
     opacity = np.clip((radius - distance) * CELL + 0.5, 0, 1)[..., None]
     window[:] = np.round(window * (1 - opacity) + np.array(color) * opacity).astype(np.uint8)
+
+
+def check_render_mode(render_mode: str | None, modes: Sequence[str]) -> None:
+    """Raise `ValueError` unless the mode is None or one of these."""
+    if render_mode is not None and render_mode not in modes:
+        raise ValueError(f"render_mode is {render_mode!r}; it takes {' or '.join(modes) or 'none'}")

@@ -37,17 +37,18 @@ import numpy as np
 from numba import njit
 
 from rlmask_envs import drawing
+from rlmask_envs.planes import ON
 from rlmask_envs.rng import random_integer
 from rlmask_envs.rules import Setup
+from rlmask_envs.settings import check_size
 from rlmask_envs.suite import (
     DOWN,
     LEFT,
     NUM_ACTIONS,
     NUM_PLANES,
-    ON,
     RIGHT,
+    SIZE,
     UP,
-    check_size,
     observation_space,
 )
 
@@ -66,39 +67,39 @@ BEYOND = (60, 58, 50)  # tiles greater than those
 
 def setup(size: int = 4, max_tile: int = 65536) -> Setup:
     """Return what depends on the size of the board."""
-    is_power = isinstance(max_tile, int) and max_tile > 0 and max_tile & (max_tile - 1) == 0
-    if not is_power or not SMALLEST_GOAL <= max_tile <= GREATEST_GOAL:
-        raise ValueError(f"max_tile is {max_tile!r}; it takes a power of two of 8 to 2^30")
+    max_tile = check_size("max_tile", max_tile, SMALLEST_GOAL, GREATEST_GOAL)
+    if max_tile & (max_tile - 1) != 0:
+        raise ValueError(f"max_tile is {max_tile}; it takes a power of two")
     options = {
-        "side": check_size("size", size, 2),  # NumPy's records have a `size` of their own
+        "side": check_size("size", size, 2, SIZE),  # NumPy's records have a `size` of their own
         "max_exponent": max_tile.bit_length() - 1,
     }
-    fields = [("board", np.int8, (size, size))]  # exponents of two; 0: empty
+    fields = [("board", np.int8, (SIZE, SIZE))]  # exponents of two; 0: empty
     return Setup(np.dtype(fields), options, observation_space(), NUM_ACTIONS)
 
 
 @njit
 def reset(state, rng, options):
     """Place two tiles on an empty board."""
-    for y in range(options.side):
-        for x in range(options.side):
+    for y in range(SIZE):
+        for x in range(SIZE):
             state.board[y, x] = 0
-    add_tile(state, rng)
-    add_tile(state, rng)
+    add_tile(state, rng, options)
+    add_tile(state, rng, options)
 
 
 @njit
-def add_tile(state, rng):
+def add_tile(state, rng, options):
     """Put a 2 or a 4 on a random empty cell; there is one."""
-    board, size = state.board, state.board.shape[0]
+    board, side = state.board, options.side
     empty = 0
-    for y in range(size):
-        for x in range(size):
+    for y in range(side):
+        for x in range(side):
             empty += board[y, x] == 0
     drawn = random_integer(rng, 10 * empty)  # one draw for both: ten equal chances a cell
     left, exponent = drawn // 10, 2 if drawn % 10 == 0 else 1
-    for y in range(size):
-        for x in range(size):
+    for y in range(side):
+        for x in range(side):
             if board[y, x] == 0:
                 if left == 0:
                     board[y, x] = exponent
@@ -107,27 +108,27 @@ def add_tile(state, rng):
 
 
 @njit
-def cell_at(size, action, line, distance):
+def cell_at(side, action, line, distance):
     """Return row and column of the cell of a line at a distance from the wall moved towards."""
     if action == UP:
         return distance, line
     if action == DOWN:
-        return size - 1 - distance, line
+        return side - 1 - distance, line
     if action == LEFT:
         return line, distance
-    return line, size - 1 - distance
+    return line, side - 1 - distance
 
 
 @njit
-def slide(state, action):
+def slide(state, action, options):
     """Move and merge the tiles, add none; return the reward, or -1 if nothing has changed."""
-    board, size = state.board, state.board.shape[0]
+    board, side = state.board, options.side
     reward, has_changed = 0, False
-    for line in range(size):
+    for line in range(side):
         stack = 0  # tiles that have arrived at the wall
         open_exponent = 0  # of the last of them, 0 if it has merged
-        for distance in range(size):
-            y, x = cell_at(size, action, line, distance)
+        for distance in range(side):
+            y, x = cell_at(side, action, line, distance)
             exponent = int(board[y, x])
             if exponent == 0:
                 continue
@@ -140,33 +141,33 @@ def slide(state, action):
                 open_exponent = exponent
                 stack += 1
             has_changed |= stack - 1 != distance
-            y, x = cell_at(size, action, line, stack - 1)
+            y, x = cell_at(side, action, line, stack - 1)
             board[y, x] = exponent
     return reward if has_changed else -1
 
 
 @njit
-def has_tile(state, exponent):
-    """Return whether there is a tile of at least 2^exponent."""
-    for y in range(state.board.shape[0]):
-        for x in range(state.board.shape[1]):
-            if state.board[y, x] >= exponent:
+def has_goal(state, options):
+    """Return whether there is a tile of at least `max_tile`."""
+    for y in range(options.side):
+        for x in range(options.side):
+            if state.board[y, x] >= options.max_exponent:
                 return True
     return False
 
 
 @njit
-def can_move(state):
+def can_move(state, options):
     """Return whether a move is left: an empty cell, or equal neighbours."""
-    board, size = state.board, state.board.shape[0]
-    for y in range(size):
-        for x in range(size):
+    board, side = state.board, options.side
+    for y in range(side):
+        for x in range(side):
             tile = board[y, x]
             if tile == 0:
                 return True
-            if x + 1 < size and board[y, x + 1] == tile:
+            if x + 1 < side and board[y, x + 1] == tile:
                 return True
-            if y + 1 < size and board[y + 1, x] == tile:
+            if y + 1 < side and board[y + 1, x] == tile:
                 return True
     return False
 
@@ -174,11 +175,11 @@ def can_move(state):
 @njit
 def step(state, action, rng, options):
     """Slide, and add a tile."""
-    reward = float(slide(state, action))
-    if has_tile(state, options.max_exponent):
+    reward = float(slide(state, action, options))
+    if has_goal(state, options):
         return reward, True
-    add_tile(state, rng)
-    return reward, not can_move(state)
+    add_tile(state, rng, options)
+    return reward, not can_move(state, options)
 
 
 @njit
@@ -236,6 +237,7 @@ def image(state, options):
 
 def text(state, options):
     """Return lines of text: the numbers of the tiles, . where there is none."""
-    tiles = [[str(2 ** int(tile)) if tile else "." for tile in row] for row in state.board]
+    board = state.board[: options.side, : options.side]
+    tiles = [[str(2 ** int(tile)) if tile else "." for tile in row] for row in board]
     width = max(len(tile) for row in tiles for tile in row)
     return "\n".join(" ".join(tile.rjust(width) for tile in row) for row in tiles)

@@ -66,7 +66,7 @@ from numba import njit
 from rlmask_envs import gantt
 from rlmask_envs.rng import random_integer
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import check_size
+from rlmask_envs.settings import check_choice, check_size
 
 MAX_DURATION = 99  # of random instances
 JOB_FEATURES, MACHINE_FEATURES, OPERATION_FEATURES = 9, 2, 2
@@ -125,10 +125,7 @@ def load_instance(name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     folder = resources.files("rlmask_envs").joinpath("instances")
     files = {file.name.removesuffix(".txt"): file for file in folder.iterdir()}
-    names = sorted(files)
-    if name not in names:
-        shipped = ", ".join(map(repr, names))
-        raise ValueError(f"instance is {name!r}; it takes {shipped}, or None for random ones")
+    check_choice("instance", name, sorted(files))
     numbers = [int(word) for word in files[name].read_text().split()]
     pairs = np.array(numbers[2:], np.int32).reshape(*numbers[:2], 2)  # machine, duration
     return pairs[..., 1].copy(), pairs[..., 0].copy()

@@ -46,7 +46,6 @@ learning experiments, 2019, https://arxiv.org/abs/1903.03176.
 """
 
 import importlib.util
-import operator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +56,8 @@ import numpy as np
 from gymnasium import spaces
 
 from rlmask_envs import drawing
-from rlmask_envs.envs import RENDER_MODES, InvalidActionError
+from rlmask_envs.actions import check_action
+from rlmask_envs.envs import RENDER_MODES, check_running
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 NUM_ACTIONS = 6
@@ -124,18 +124,15 @@ class MinAtarEnv(gym.Env):
             raise ValueError(f"game is {game!r}; it takes {', '.join(GAMES)}")
         if not 0 <= sticky_action_prob <= 1:
             raise ValueError(f"sticky_action_prob is {sticky_action_prob}; it takes 0 to 1")
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(
-                f"render_mode is {render_mode!r}; it takes {' or '.join(RENDER_MODES)}"
-            )
+        drawing.check_render_mode(render_mode, RENDER_MODES)
         self.render_mode = render_mode
         self.game = game
         self._rules = load_rules(game).Env(ramping=difficulty_ramping)
         self._sticky_action_prob = sticky_action_prob
-        self._valid = tuple(self._rules.minimal_action_set())
-        self._mask = np.isin(np.arange(NUM_ACTIONS), self._valid).astype(np.int8)
+        self._mask = np.zeros(NUM_ACTIONS, np.int8)
+        self._mask[self._rules.minimal_action_set()] = 1
         self._last_action = 0
-        self._is_running = False
+        self._has_begun = self._is_running = False
         shape = tuple(self._rules.state_shape())
         self.observation_space = spaces.Box(0, 255, shape, np.uint8)
         self.action_space = spaces.Discrete(NUM_ACTIONS)
@@ -150,7 +147,7 @@ class MinAtarEnv(gym.Env):
         self._rules.random = np.random.RandomState(int(self.np_random.integers(2**32)))
         self._last_action = 0
         self._rules.reset()
-        self._is_running = True
+        self._has_begun = self._is_running = True
         return self._observe()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -159,12 +156,8 @@ class MinAtarEnv(gym.Env):
         Raises:
             InvalidActionError: if the mask rules it out; the state is then as it was.
         """
-        if not self._is_running:
-            raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
-        action = operator.index(action)
-        if action not in self._valid:
-            valid = ", ".join(map(str, self._valid))
-            raise InvalidActionError(f"{self.game}: action {action} is invalid; valid: {valid}")
+        check_running(self._is_running)
+        action = check_action(action, self._mask, self.game)
         if self._rules.random.rand() < self._sticky_action_prob:
             action = self._last_action
         self._last_action = action
@@ -177,6 +170,8 @@ class MinAtarEnv(gym.Env):
         """Return a picture or a text of the state."""
         if self.render_mode is None:
             return None
+        if not self._has_begun:
+            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
         state, channels = self._rules.state(), self._rules.channels
         is_picture = self.render_mode == "rgb_array"
         picture = drawing.board(*state.shape[:2]) if is_picture else np.empty(0)

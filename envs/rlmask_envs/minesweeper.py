@@ -33,13 +33,13 @@ Terminated: a mine is opened, or all cells without one are.
 """
 
 import numpy as np
-from gymnasium import spaces
 from numba import njit
 
 from rlmask_envs import drawing
+from rlmask_envs.planes import ON, plane_space
 from rlmask_envs.rng import random_integer
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import ON, check_size
+from rlmask_envs.settings import check_size
 
 CLOSED, EXPLODED = 0, 10  # of `shown`; between them an opened cell, 1 + mines around
 NUM_PLANES = 10
@@ -69,7 +69,7 @@ def setup(height: int = 10, width: int = 10, num_mines: int = 10) -> Setup:
         ("num_open", np.int32),  # before the first opening there are no mines yet
         ("cells", np.int16, (num_cells,)),  # scratch
     ]
-    space = spaces.Box(0, 255, (height, width, NUM_PLANES), np.uint8)
+    space = plane_space(height, width, NUM_PLANES)
     return Setup(np.dtype(fields), options, space, num_cells)
 
 

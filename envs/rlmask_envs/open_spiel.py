@@ -29,7 +29,8 @@ Terminated: the game is over. Never truncated.
 
 ## Arguments
 `game`; `seat`, from 0, or None to draw one for each episode; `opponent`: `random`, or a
-`module:function` or function `(obs, mask, rng) -> action` that is asked for all other players.
+`module:function` or function `(obs, mask, rng) -> action` that is asked for all other players; the
+module has to be installed or on PYTHONPATH.
 
 ## Reference
 M. Lanctot et al., OpenSpiel: A framework for reinforcement learning in games, 2019,
@@ -43,11 +44,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmask_envs.actions import check_action
+from rlmask_envs.drawing import check_render_mode
+from rlmask_envs.envs import RENDER_MODES, check_running
 from rlmask_envs.opponents import (
     MAX_TRIES,
     Opponent,
     ask,
-    check_action,
     check_seat,
     make_opponent,
     no_turn,
@@ -74,10 +77,11 @@ class OpenSpielEnv(gym.Env):
 
     Raises:
         DependencyNotInstalled: without OpenSpiel.
-        ValueError: for an unknown game, seat or opponent, or a game that has no tensor to observe.
+        ValueError: for an unknown game, seat, opponent or render mode, or a game that has no tensor
+            to observe, or draws for itself and takes no seed.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}  # noqa: RUF012
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012
 
     def __init__(
         self,
@@ -87,13 +91,17 @@ class OpenSpielEnv(gym.Env):
         opponent: str | Opponent = "random",
         render_mode: str | None = None,
     ) -> None:
+        check_render_mode(render_mode, RENDER_MODES)
+        game = str(game)  # 2048 is a number in YAML
         self.game = load_game(game)
         check_seat(seat, self.game.num_players(), game)
         self.render_mode = render_mode
         self._name = game
         self._seat = seat
         self._opponent = make_opponent(opponent)
-        self._has_seed = "SAMPLED" in self.game.get_type().chance_mode.name
+        self._draws_itself = "SAMPLED" in self.game.get_type().chance_mode.name
+        if self._draws_itself:
+            self.game = with_seed(self.game, 0)  # or it fails here, and not at the first reset
         self._tensor, shape = find_tensor(self.game, game)
         self.observation_space = spaces.Box(-np.inf, np.inf, tuple(shape), np.float32)
         self._num_actions = self.game.num_distinct_actions()
@@ -107,7 +115,12 @@ class OpenSpielEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start a game, and play it up to the agent's first turn."""
+        """Start a game, and play it up to the agent's first turn.
+
+        Raises:
+            OpponentError: if an opponent's action is invalid.
+            GameError: if the agent never has a turn.
+        """
         super().reset(seed=seed)
         self._is_running = False
         if self._seat is None:
@@ -130,8 +143,7 @@ class OpenSpielEnv(gym.Env):
             InvalidActionError: if it is invalid; the state is then as it was.
             OpponentError: if an opponent's is; the game cannot go on then.
         """
-        if not self._is_running:
-            raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
+        check_running(self._is_running)
         index = check_action(action, self._mask, self._name)
         self._is_running = False  # unless all goes well
         self.state.apply_action(index)
@@ -147,16 +159,13 @@ class OpenSpielEnv(gym.Env):
         if self.render_mode is None:
             return None
         if self.state is None:
-            raise gym.error.ResetNeeded("there is nothing to render yet: call reset()")
+            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
         text = str(self.state)
         return text if self.render_mode == "ansi" else text_picture(text)
 
     def _begin(self) -> None:
-        if self._has_seed:  # such a game draws for itself, from what it was loaded with
-            seed = {"rng_seed": int(self.np_random.integers(2**31))}
-            parameters = {**self.game.get_parameters(), **seed}
-            name = self.game.get_type().short_name
-            self.game = require("pyspiel").load_game(name, parameters)
+        if self._draws_itself:
+            self.game = with_seed(self.game, int(self.np_random.integers(2**31)))
         self.state = self.game.new_initial_state()
 
     def _play_others(self) -> None:
@@ -203,13 +212,35 @@ def load_game(name: str) -> Any:
     try:
         game = pyspiel.load_game(name)
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"OpenSpiel cannot load {name!r}: {error}") from error
+        raise ValueError(f"OpenSpiel cannot load {name!r}: {brief(error)}") from error
     dynamics = game.get_type().dynamics.name
     if dynamics == "SIMULTANEOUS":
         return pyspiel.convert_to_turn_based(game)
     if dynamics != "SEQUENTIAL":
         raise ValueError(f"{name} is a game of {dynamics.lower()} dynamics, not one of turns")
     return game
+
+
+def with_seed(game: Any, seed: int) -> Any:
+    """Return a game that draws for itself, or the game that it is made of, with another seed.
+
+    Raises:
+        ValueError: if it takes none.
+    """
+    parameters = inner = game.get_parameters()
+    while isinstance(inner.get("game"), dict):
+        inner = inner["game"]
+    inner["rng_seed"] = seed
+    try:
+        return require("pyspiel").load_game(game.get_type().short_name, parameters)
+    except (RuntimeError, IndexError) as error:
+        text = brief(error)
+        raise ValueError(f"{game} draws for itself, and takes no seed: {text}") from error
+
+
+def brief(error: Exception) -> str:
+    """Return what OpenSpiel says without its list of all games."""
+    return str(error).partition(". Available games")[0]
 
 
 def find_tensor(

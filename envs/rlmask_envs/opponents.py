@@ -2,7 +2,9 @@
 
 An opponent is a function `(obs, mask, rng) -> action`. It is asked at each turn of every player but
 the agent, with that player's observation and mask, which look as the agent's own would, and with
-the env's random numbers: drawn from those, its choices are the same again for the same seed.
+the env's random numbers: drawn from those, its choices are the same again for the same seed. Named
+as `module:function` it has to be in a module that is installed or on PYTHONPATH; the directory
+where `rlmask` is called is not looked into.
 """
 
 import operator
@@ -13,19 +15,22 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
+from gymnasium.error import DependencyNotInstalled, Error
 
-from rlmask_envs.envs import InvalidActionError
+from rlmask_envs.actions import SHOWN, list_valid, valid_index
 
 Opponent = Callable[[np.ndarray, np.ndarray, np.random.Generator], Any]
 
 EXTRA = "rlmask[games]"
-SHOWN = 20  # of a list in a message
 MAX_TRIES = 1000  # games begun in one reset
 
 
-class OpponentError(ValueError):
+class OpponentError(Error):
     """An opponent chose an action that the rules do not allow; names the opponent."""
+
+
+class GameError(Error):
+    """A game of another library does not keep to what it is played by; names the game."""
 
 
 def random_action(obs: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> int:
@@ -37,6 +42,8 @@ def random_action(obs: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -
 def make_opponent(opponent: str | Opponent) -> Opponent:
     """Return an opponent: `random`, a `module:function`, or a function as it is.
 
+    The module has to be installed or on PYTHONPATH.
+
     Raises:
         ValueError: if it is something else, or is not to be found.
     """
@@ -45,27 +52,32 @@ def make_opponent(opponent: str | Opponent) -> Opponent:
     if opponent == "random":
         return random_action
     if isinstance(opponent, str) and ":" in opponent:
-        return load_function(opponent)
+        function = load_named(opponent)
+        if not callable(function):
+            raise ValueError(f"{opponent!r} is not a function")
+        return function
     raise ValueError(
         f"opponent is {opponent!r}; it takes 'random', 'module:function', or a function "
         "(obs, mask, rng) -> action"
     )
 
 
-def load_function(path: str) -> Callable[..., Any]:
-    """Return the function that `module:function` names.
+def load_named(path: str) -> Any:
+    """Return what `module:name` names, or the module; nothing is called.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such thing.
     """
-    module, _, name = path.partition(":")
+    module, colon, name = path.partition(":")
     try:
-        function = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = import_module(module)
+        return getattr(found, name) if colon else found
+    except AttributeError as error:
         raise ValueError(f"{path!r} cannot be loaded: {error}") from error
-    if not callable(function):
-        raise ValueError(f"{path!r} is not a function")
-    return function
+    except (ImportError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} cannot be loaded: {error}; its module has to be installed or on PYTHONPATH"
+        ) from error
 
 
 def ask(
@@ -82,7 +94,10 @@ def ask(
 
     Raises:
         OpponentError: if that is invalid.
+        GameError: if everything would be.
     """
+    if not mask.any():
+        raise GameError(f"{player} has no valid action, though the game goes on")
     action = opponent(obs, mask.copy(), rng)
     index = valid_index(action, mask)
     if index < 0:
@@ -99,53 +114,32 @@ def name_of(opponent: Opponent) -> str:
     return repr(opponent) if name is None else f"{opponent.__module__}:{name}"
 
 
-def check_action(action: Any, mask: np.ndarray, game: str) -> int:
-    """Return the agent's action as an index.
-
-    Raises:
-        InvalidActionError: if it is invalid.
-    """
-    index = valid_index(action, mask)
-    if index < 0:
-        raise InvalidActionError(f"{game}: action {action} is invalid; valid: {list_valid(mask)}")
-    return index
-
-
-def valid_index(action: Any, mask: np.ndarray) -> int:
-    """Return an action as an index, or -1 if it is invalid."""
-    try:
-        index = operator.index(action)
-    except TypeError:
-        return -1
-    return index if 0 <= index < len(mask) and mask[index] else -1
-
-
-def list_valid(mask: np.ndarray) -> str:
-    """Return the valid actions as text, the first few of many."""
-    valid = mask.nonzero()[0].tolist()
-    return ", ".join(map(str, valid[:SHOWN])) + (", ..." if len(valid) > SHOWN else "")
-
-
 def check_seat(seat: int | None, num_players: int, game: str) -> None:
     """Check that a game has a seat.
 
     Raises:
-        ValueError: if not.
+        ValueError: if not, or if it is no integer.
     """
-    if seat is not None and not 0 <= seat < num_players:
+    if seat is None:
+        return
+    try:
+        index = -1 if isinstance(seat, bool) else operator.index(seat)
+    except TypeError:
+        index = -1
+    if not 0 <= index < num_players:
         raise ValueError(
-            f"seat is {seat}; {game} has {num_players} of them, 0 to {num_players - 1}, and None "
-            "draws one for each episode"
+            f"seat is {seat!r}; {game} has {num_players} of them, the integers 0 to "
+            f"{num_players - 1}, and None draws one for each episode"
         )
 
 
-def no_turn(game: str, seat: int) -> RuntimeError:
+def no_turn(game: str, seat: int) -> GameError:
     """Return the error for a seat that the game never comes to."""
-    return RuntimeError(f"{game}: seat {seat} had no turn in {MAX_TRIES:,} games")
+    return GameError(f"{game}: seat {seat} had no turn in {MAX_TRIES:,} games")
 
 
-def require(module: str) -> ModuleType:
-    """Import a module of the extra.
+def require(module: str, extra: str = EXTRA) -> ModuleType:
+    """Import a module of an extra of rlmask.
 
     Raises:
         DependencyNotInstalled: with the command that installs it.
@@ -153,13 +147,21 @@ def require(module: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise not_installed(error, EXTRA) from error
+        raise not_installed(error, extra) from error
 
 
 def not_installed(error: ImportError, package: str) -> DependencyNotInstalled:
-    """Return the error for a module that is missing."""
-    what = f"no module named {error.name!r}" if error.name else str(error)
+    """Return the error for a module that is missing, or one that does not load."""
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name
+    what = f"no module named {error.name!r}" if is_missing else str(error)
     return DependencyNotInstalled(f"{what}; pip install '{package}'")
+
+
+def too_old(package: str, version: str, oldest: str, extra: str) -> DependencyNotInstalled:
+    """Return the error for a package of an earlier version than will do."""
+    return DependencyNotInstalled(
+        f"{package} is {version}; it has to be {oldest} or later; pip install '{extra}'"
+    )
 
 
 def unknown_game(library: str, game: str, names: Iterable[str]) -> ValueError:

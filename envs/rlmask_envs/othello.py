@@ -1,10 +1,11 @@
-"""Othello (Reversi): turn the opponent's stones, and have more at the end.
+"""Othello (Reversi): turn the other player's stones, and have more at the end.
 
 ## Description
 Black and White take turns to place a stone on the board of 8 x 8 so that it encloses, between
 itself and another stone of its colour, at least one line of the other's stones, in any of eight
 directions. All stones so enclosed turn to its colour. Who has no such move passes. A step is a move
-of the agent and the reply of the opponent.
+of the agent and the reply of the opponent; without an opponent (`opponent="none"`) it is the move
+or the pass of the player whose turn it is.
 
 ## Action Space
 `Discrete(65)`: 8 y + x places a stone in row y and column x; 64 passes.
@@ -14,10 +15,15 @@ Valid are the squares where a stone turns others; the pass if there is none, and
 
 ## Observation Space
 `Box(0, 255, (8, 8, 3), uint8)`; planes: 0 the agent's stones, 1 the opponent's, 2 the squares that
-are valid for the agent.
+are valid for the agent. Without an opponent: 0 the stones of the player whose turn it is, 1 those
+of who has just moved, 2 the squares that are valid for the former, at the end of an episode as
+well.
 
 ## Rewards
-1 for a win (more stones than the opponent), -1 for a loss, 0 for a draw and before the end.
+1 for a win (more stones than the opponent), -1 for a loss, 0 for a draw and before the end. Without
+an opponent, the reward is that of who has just moved: -1 if the move ends the game and the other
+player has more stones. The next observation is the other player's, so what is to come from there
+counts negatively (negamax).
 
 ## Starting State
 Two stones of each in the middle, Black's on the rising diagonal. Black moves first: if that is the
@@ -27,31 +33,34 @@ opponent, its first move has been made.
 Terminated: neither player has a move.
 
 ## Arguments
-`opponent`: "random", uniform over the valid moves, or "heuristic", which takes a corner if it can,
+`opponent`: "random", uniform over the valid moves; "heuristic", which takes a corner if it can,
 else makes the move after which the sum of the weights of its stones less that of the agent's is
-highest, and is random among equals. `seat`: whether the agent moves "first", "second", or either at
-"random", drawn for each episode.
+highest, and is random among equals; or "none", for self-play and opponents of one's own. `seat`:
+whether the agent moves "first", "second", or either at "random", drawn for each episode; it goes
+with an opponent only.
 
 The weights are those of the heuristic player in Szubert, Jaskowski and Krawiec 2011, Learning Board
 Evaluation Function for Othello by Hybridizing Coevolution with Temporal Difference Learning.
 """
 
 import numpy as np
-from gymnasium import spaces
 from numba import njit
 
 from rlmask_envs import drawing
+from rlmask_envs.planes import ON, plane_space
 from rlmask_envs.rng import random_integer
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import ON
+from rlmask_envs.two_players import (
+    AGENT,
+    HEURISTIC,
+    NONE,
+    OPPONENT,
+    agent_begins,
+    check_players,
+)
 
 SIZE = 8
 PASS = SIZE * SIZE
-AGENT, OPPONENT = range(2)
-OPPONENTS = ("random", "heuristic")
-RANDOM, HEURISTIC = range(2)
-SEATS = ("first", "second", "random")
-FIRST, SECOND, EITHER = range(3)
 
 # A set of squares is 64 bits of an unsigned integer; square 8 y + x is bit 8 y + x. All numbers
 # that meet one are unsigned, too: Numba makes a float of an unsigned and a signed one.
@@ -84,30 +93,15 @@ DARK_GREEN = (44, 104, 60)
 
 def setup(opponent: str = "random", seat: str = "random") -> Setup:
     """Return what depends on the opponent and on who moves first."""
-    options = {
-        "opponent": check_choice("opponent", opponent, OPPONENTS),
-        "seat": check_choice("seat", seat, SEATS),
-    }
     fields = [
         ("stones", np.uint64, (2,)),  # the squares of AGENT and OPPONENT
-        ("moves", np.uint64),  # the squares that are valid for the agent
+        ("player", np.int32),  # whose turn it is: AGENT if there is an opponent
+        ("moves", np.uint64),  # the squares that are valid for that player
         ("is_black", np.int32),  # whether the agent is
-        ("last", np.int32),  # the opponent's last move; -1 before it
+        ("last", np.int32),  # the other player's last move; -1 before it
     ]
-    observation_space = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
-    return Setup(np.dtype(fields), options, observation_space, PASS + 1)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> int:
-    """Return the index of a choice.
-
-    Raises:
-        ValueError: if it is none; names it and the choices.
-    """
-    if value not in choices:
-        known = f"{', '.join(choices[:-1])} or {choices[-1]}"
-        raise ValueError(f"{name} is {value!r}; it takes {known}")
-    return choices.index(value)
+    options = check_players(opponent, seat)
+    return Setup(np.dtype(fields), options, plane_space(SIZE, SIZE, 3), PASS + 1)
 
 
 @njit
@@ -242,36 +236,39 @@ def heuristic_value(state, square):
 
 @njit
 def reply(state, rng, options):
-    """Let the opponent move, and find the agent's moves."""
+    """Let the opponent move."""
     state.last = opponent_action(state, rng, options)
     if state.last != PASS:
         place(state, state.last, OPPONENT)
-    state.moves = moves_of(state, AGENT)
 
 
 @njit
 def reset(state, rng, options):
     """Lay out the first stones, and let the opponent begin if it is Black."""
-    is_black = options.seat == FIRST
-    if options.seat == EITHER:
-        is_black = random_integer(rng, 2) == 0
+    is_black = agent_begins(rng, options)
     state.is_black = is_black
     start(state, AGENT if is_black else OPPONENT)
-    state.moves = moves_of(state, AGENT)
+    state.player = AGENT
     state.last = -1
     if not is_black:
         reply(state, rng, options)
+    state.moves = moves_of(state, AGENT)
 
 
 @njit
 def step(state, action, rng, options):
-    """Make a move, and let the opponent reply."""
+    """Make a move, and let the opponent reply; if there is none, it is the other player's turn."""
+    player = state.player
     if action != PASS:
-        place(state, action, AGENT)
-    reply(state, rng, options)
-    if state.moves != ZERO or moves_of(state, OPPONENT) != ZERO:
+        place(state, action, player)
+    if options.opponent == NONE:
+        state.player, state.last = 1 - player, action
+    else:
+        reply(state, rng, options)
+    state.moves = moves_of(state, state.player)
+    if state.moves != ZERO or moves_of(state, 1 - state.player) != ZERO:
         return 0.0, False
-    difference = lead(state, AGENT)
+    difference = lead(state, player)
     return 1.0 if difference > 0 else -1.0 if difference < 0 else 0.0, True
 
 
@@ -281,9 +278,9 @@ def observe(state, obs, options):
     for y in range(SIZE):
         for x in range(SIZE):
             square = SIZE * y + x
-            if has(state.stones[AGENT], square):
+            if has(state.stones[state.player], square):
                 obs[y, x, 0] = ON
-            if has(state.stones[OPPONENT], square):
+            if has(state.stones[1 - state.player], square):
                 obs[y, x, 1] = ON
             if has(state.moves, square):
                 obs[y, x, 2] = ON
@@ -291,15 +288,15 @@ def observe(state, obs, options):
 
 @njit
 def valid_actions(state, mask, options):
-    """Allow the agent's moves; the pass if it has none but the opponent has."""
+    """Allow the player's moves; the pass if it has none but the other player has."""
     for square in range(PASS):
         mask[square] = has(state.moves, square)
     if state.moves == ZERO:
-        mask[PASS] = moves_of(state, OPPONENT) != ZERO
+        mask[PASS] = moves_of(state, 1 - state.player) != ZERO
 
 
 def image(state, options):
-    """Return a picture with a dot where the agent may play and one on the opponent's last stone."""
+    """Return a picture; dots are where the player may play, and on the other's last stone."""
     picture = drawing.blank(SIZE + 1, SIZE, drawing.INK)
     picture[: SIZE * drawing.CELL] = drawing.board(SIZE, SIZE, drawing.GREEN, DARK_GREEN)
     colors = [drawing.BLACK, drawing.WHITE] if state.is_black else [drawing.WHITE, drawing.BLACK]
@@ -313,7 +310,7 @@ def image(state, options):
                 drawing.disc(picture, y, x, DARK_GREEN, 0.12)
             if square == state.last:
                 drawing.disc(picture, y, x, drawing.RED, 0.1)
-    for player, name in ((AGENT, "agent"), (OPPONENT, "opponent")):
+    for player, name in enumerate(names(options)):
         x = 4 * player
         drawing.disc(picture, SIZE, x, drawing.GREY, 0.36)
         drawing.disc(picture, SIZE, x, colors[player], 0.32)
@@ -322,8 +319,13 @@ def image(state, options):
     return picture
 
 
+def names(options):
+    """Return what AGENT and OPPONENT are called."""
+    return ("black", "white") if options.opponent == NONE else ("agent", "opponent")
+
+
 def text(state, options):
-    """Return lines of text: x black, o white, * where the agent may play."""
+    """Return lines of text: x black, o white, * where the player may play."""
     own, other = "xo" if state.is_black else "ox"
     rows = []
     for y in range(SIZE):
@@ -336,5 +338,8 @@ def text(state, options):
             else:
                 row += "*" if has(state.moves, square) else "."
         rows.append(row)
-    agent, opponent = (int(stones).bit_count() for stones in state.stones)
-    return "\n".join([*rows, f"agent {own} {agent}, opponent {other} {opponent}"])
+    scores = [
+        f"{name} {color} {int(stones).bit_count()}"
+        for name, color, stones in zip(names(options), (own, other), state.stones, strict=True)
+    ]
+    return "\n".join([*rows, ", ".join(scores)])

@@ -2,16 +2,17 @@
 
 ## Description
 Any game of PettingZoo in which agents act in turn (AEC) and are given masks, by its name among the
-classic ones, such as `connect_four_v3` or `leduc_holdem_v4`, or as `module:function` that makes
-one. Opponents are asked until it is the agent's turn again.
+classic ones, such as `connect_four_v3` or `leduc_holdem_v4`. One of your own is named by its class,
+`my_game:MyGame`, or by a module in a package, `my_package.my_game`, that has a `raw_env` and maybe
+an `env` as PettingZoo's have. Opponents are asked until it is the agent's turn again.
 
 ## Action Space
 `Discrete(n)`; what the actions mean is up to the game.
 
 ## Action mask
-The agent's `action_mask`, of its observation or else of its info. An invalid action never reaches
-the game, which would end there: it is an `InvalidActionError`, and the state stays as it was. All
-zeros when the game is over.
+The agent's `action_mask`, of its observation or else of its info: one 0 or 1 for each action. An
+invalid action never reaches the game, which would end there: it is an `InvalidActionError`, and the
+state stays as it was. All zeros when the game is over.
 
 ## Observation Space
 The agent's, without the mask: a `Box` of the same bounds and shape as float32, or as it is where it
@@ -27,45 +28,53 @@ The agent's first turn. A game that ends before it is left out, and another one 
 Terminated or truncated where the game says so of the agent.
 
 ## Arguments
-`game`; `env_kwargs` for it; `seat`, from 0, or None to draw one for each episode; `opponent`:
+`game`; `game_kwargs` for it; `seat`, from 0, or None to draw one for each episode; `opponent`:
 `random`, or a `module:function` or function `(obs, mask, rng) -> action` that is asked for all
-other agents.
+other agents. Modules have to be installed or on PYTHONPATH.
 
 ## Reference
 J. K. Terry et al., PettingZoo: Gym for multi-agent reinforcement learning, 2021,
 https://arxiv.org/abs/2009.14471.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rlmask_envs.actions import check_action
+from rlmask_envs.drawing import check_render_mode
+from rlmask_envs.envs import check_running
 from rlmask_envs.opponents import (
+    EXTRA,
     MAX_TRIES,
+    GameError,
     Opponent,
     ask,
-    check_action,
     check_seat,
-    load_function,
+    load_named,
     make_opponent,
     no_turn,
     not_installed,
     require,
+    too_old,
     unknown_game,
 )
+
+OLDEST = "1.27"  # before that, no registry
 
 
 class PettingZooEnv(gym.Env):
     """A game of PettingZoo from the seat of one agent.
 
     Args:
-        game: its name among the classic ones, or a `module:function` that returns an AEC env.
+        game: its name among the classic ones, its module, or `module:Class` of an `AECEnv`.
         seat: of the agent, an index into `possible_agents`; None: drawn for each episode.
         opponent: plays all other seats; see `rlmask_envs.opponents`.
-        env_kwargs: for the game.
+        game_kwargs: for the game.
         render_mode: one that the game has.
 
     Attributes:
@@ -85,17 +94,15 @@ class PettingZooEnv(gym.Env):
         *,
         seat: int | None = None,
         opponent: str | Opponent = "random",
-        env_kwargs: Mapping[str, Any] | None = None,
+        game_kwargs: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        kwargs = dict(env_kwargs or {})
+        kwargs = dict(game_kwargs or {})
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         self.game = make_game(game, kwargs)
         self.metadata = {**self.game.metadata, "render_modes": find_modes(self.game)}
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            modes = " or ".join(self.metadata["render_modes"]) or "none"
-            raise ValueError(f"render_mode is {render_mode!r}; {game} has {modes}")
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._agents = list(self.game.possible_agents)
         check_seat(seat, len(self._agents), game)
@@ -105,21 +112,26 @@ class PettingZooEnv(gym.Env):
         found = {name: find_space(self.game, name) for name in self._agents}
         self._dtypes = {agent: space.dtype for agent, space in found.items()}
         own = self._agents if seat is None else [self._agents[seat]]
-        actions = [self.game.action_space(agent) for agent in own]
-        if any(found[agent] != found[own[0]] for agent in own) or len(set(map(str, actions))) > 1:
+        self._num_actions = {agent: count_actions(self.game, agent) for agent in self._agents}
+        looks = [(found[agent], self._num_actions[agent]) for agent in own]
+        if any(look != looks[0] for look in looks):
             raise ValueError(f"the seats of {game} have different spaces: choose one with `seat`")
-        if not isinstance(actions[0], spaces.Discrete) or actions[0].start != 0:
-            raise ValueError(f"the actions of {game} are {actions[0]}; a Discrete from 0 is needed")
-        self.observation_space, self.action_space = found[own[0]], actions[0]
         self.agent = own[0]
+        self.observation_space = found[self.agent]
+        self.action_space = spaces.Discrete(self._num_actions[self.agent])
         self._mask = np.zeros(int(self.action_space.n), np.int8)
         self._early_reward = 0.0  # from before the agent's first turn
-        self._is_running = False
+        self._has_begun = self._is_running = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start a game, and play it up to the agent's first turn."""
+        """Start a game, and play it up to the agent's first turn.
+
+        Raises:
+            OpponentError: if an opponent's action is invalid.
+            GameError: if the agent never has a turn, or a mask is not what it has to be.
+        """
         super().reset(seed=seed)
         self._is_running = False
         seat = self._seat
@@ -128,6 +140,7 @@ class PettingZooEnv(gym.Env):
         self.agent = self._agents[seat]
         for _ in range(MAX_TRIES):
             self.game.reset(seed=int(self.np_random.integers(2**31)))
+            self._has_begun = True
             obs, self._early_reward, terminated, truncated, info = self._play_others()
             if not (terminated or truncated):
                 break
@@ -142,9 +155,9 @@ class PettingZooEnv(gym.Env):
         Raises:
             InvalidActionError: if it is invalid; the state is then as it was.
             OpponentError: if an opponent's is; the game cannot go on then.
+            GameError: if a mask is not what it has to be; likewise.
         """
-        if not self._is_running:
-            raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
+        check_running(self._is_running)
         index = check_action(action, self._mask, self._name)
         self._is_running = False  # unless all goes well
         self.game.step(index)
@@ -155,7 +168,11 @@ class PettingZooEnv(gym.Env):
 
     def render(self) -> Any:
         """Return what the game renders."""
-        return None if self.render_mode is None else self.game.render()
+        if self.render_mode is None:
+            return None
+        if not self._has_begun:
+            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        return self.game.render()
 
     def close(self) -> None:
         """Close the game."""
@@ -166,7 +183,7 @@ class PettingZooEnv(gym.Env):
         game = self.game
         while (agent := game.agent_selection) != self.agent:
             if self.agent not in game.agents:
-                raise RuntimeError(f"{self._name} ended without a last turn of {self.agent}")
+                raise GameError(f"{self._name} ended without a last turn of {self.agent}")
             if game.terminations[agent] or game.truncations[agent]:
                 game.step(None)  # takes it out
                 continue
@@ -188,18 +205,36 @@ class PettingZooEnv(gym.Env):
     def _valid(self, raw: Any, agent: str) -> np.ndarray:
         mask = raw.get("action_mask") if isinstance(raw, Mapping) else None
         if mask is None:
-            mask = self.game.infos[agent].get("action_mask")
+            mask = self.game.infos.get(agent, {}).get("action_mask")
         if mask is None:
-            raise ValueError(
+            raise GameError(
                 f"{self._name} gives {agent} no action_mask, neither with its observation nor in "
                 "its info"
             )
-        mask = np.array(mask, np.int8)
-        if not mask.any():
-            raise ValueError(
-                f"{self._name} leaves {agent} no valid action, though it has not terminated"
-            )
-        return mask
+        return as_mask(mask, self._num_actions[agent], f"{agent} of {self._name}")
+
+
+def as_mask(mask: Any, num_actions: int, player: str) -> np.ndarray:
+    """Return a mask as int8, a copy; nothing is rounded.
+
+    Args:
+        player: that it is for, with the game's name; for the message.
+
+    Raises:
+        GameError: unless it has one 0 or 1 for each action.
+    """
+    mask = np.asarray(mask)
+    if mask.shape != (num_actions,):
+        raise GameError(f"the action_mask of {player} has shape {mask.shape}, not ({num_actions},)")
+    if mask.dtype.kind not in "biuf":
+        raise GameError(f"the action_mask of {player} is of {mask.dtype}, not 0 and 1")
+    is_wrong = (mask != 0) & (mask != 1)
+    if is_wrong.any():
+        at = int(is_wrong.argmax())
+        raise GameError(
+            f"the action_mask of {player} has {mask[at]} at {at}, which is neither 0 nor 1"
+        )
+    return mask.astype(np.int8)
 
 
 def make_game(game: str, kwargs: dict[str, Any]) -> Any:
@@ -209,22 +244,22 @@ def make_game(game: str, kwargs: dict[str, Any]) -> Any:
         DependencyNotInstalled: without PettingZoo, or what the game needs.
         ValueError: if there is none of that name.
     """
-    pettingzoo = require("pettingzoo")
-    if ":" in game:
-        env = load_function(game)(**kwargs)
-    else:
-        ids = pettingzoo.aec_registry
-        known = {
-            key.removeprefix("classic/").replace("-v", "_v"): key
-            for key in ids
-            if key.startswith("classic/")
-        }
-        if game not in known:
-            raise unknown_game("PettingZoo", game, known)
+    pettingzoo = load_pettingzoo()
+    known = {
+        key.removeprefix("classic/").replace("-v", "_v"): spec
+        for key, spec in pettingzoo.aec_registry.items()
+        if key.startswith("classic/")
+    }
+    if game in known:
         try:
-            env = ids[known[game]].make(**kwargs)
+            env = known[game].make(**kwargs)
         except ImportError as error:
-            raise not_installed(error, "pettingzoo[classic]") from error
+            is_ours = (error.name or "").partition(".")[0] in ("pygame", "rlcard")
+            raise not_installed(error, EXTRA if is_ours else "pettingzoo[classic]") from error
+    elif "." in game or ":" in game:
+        env = find_maker(game)(**kwargs)
+    else:
+        raise unknown_game("PettingZoo", game, known)
     if not isinstance(env, pettingzoo.AECEnv):
         raise ValueError(f"{game} made {env}, which is not an AEC env of PettingZoo")
     wrappers = require("pettingzoo.utils.wrappers")
@@ -236,6 +271,50 @@ def make_game(game: str, kwargs: dict[str, Any]) -> Any:
     while isinstance(env, checks):  # what they check is checked here, and they take half the time
         env = env.env
     return env
+
+
+def load_pettingzoo() -> Any:
+    """Return PettingZoo.
+
+    Raises:
+        DependencyNotInstalled: if it is not installed, or too old.
+    """
+    pettingzoo: Any = require("pettingzoo")
+    if not hasattr(pettingzoo, "aec_registry"):
+        raise too_old("pettingzoo", pettingzoo.__version__, OLDEST, EXTRA)
+    return pettingzoo
+
+
+def find_maker(path: str) -> Callable[..., Any]:
+    """Return what makes the game of a module, or the class that `module:Class` names.
+
+    A config may come from anywhere, so what it names has to look like a game before it is called.
+
+    Raises:
+        ValueError: if there is none, or it does not.
+    """
+    found = load_named(path)
+    if isinstance(found, ModuleType):
+        raw = getattr(found, "raw_env", None)
+        maker = getattr(found, "env", raw)
+        if not callable(raw) or not callable(maker):
+            raise ValueError(f"the module {path} has no `raw_env`, as PettingZoo's games have")
+        return maker
+    if not isinstance(found, type) or not issubclass(found, load_pettingzoo().AECEnv):
+        raise ValueError(f"{path} is not a class of AEC envs of PettingZoo, nor a module of one")
+    return found
+
+
+def count_actions(game: Any, agent: str) -> int:
+    """Return how many actions an agent has.
+
+    Raises:
+        ValueError: if they are not the integers from 0 on.
+    """
+    space = game.action_space(agent)
+    if not isinstance(space, spaces.Discrete) or space.start != 0:
+        raise ValueError(f"{game} lets {agent} choose of {space}; a Discrete from 0 is needed")
+    return int(space.n)
 
 
 def find_space(game: Any, agent: str) -> spaces.Box:

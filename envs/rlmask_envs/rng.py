@@ -14,6 +14,11 @@ WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW, SHIFT, ZERO, ONE = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0), np.uint64(1)
 
 
+def stream_keys(seed: int | None, num_envs: int) -> np.ndarray:
+    """Return the key of each copy's stream, [N] uint64; that of copy i depends on seed and i."""
+    return np.random.SeedSequence(seed).generate_state(num_envs, np.uint64)
+
+
 @njit
 def philox(c0, c1, c2, c3, k0, k1):
     """Return four words of 32 bits for a counter of four and a key of two, all as uint64."""

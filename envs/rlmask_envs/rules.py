@@ -1,8 +1,8 @@
 """What a game is: a module with the functions below, and `setup`. This one only says what they are.
 
 The functions are plain scalar Python, compiled by Numba, over arrays of fixed size: they allocate
-nothing, make no objects, raise nothing, and call only each other and `rlmask_envs.rng`; so they
-would compile for a GPU, too. Their arguments:
+nothing, make no objects, raise nothing, and call only each other and `rlmask_envs.rng`; nothing
+that Numba's CUDA target is known not to take. Their arguments:
 
 - `state`: a record of the dtype that `setup` gives; its fields are numbers and arrays. It holds
   everything that the rest of the episode depends on.
@@ -85,6 +85,21 @@ def text(state: Any, options: Any) -> str:
 
 RULES = ("reset", "step", "observe", "valid_actions")  # compiled
 OTHERS = ("setup", "image", "text")
+
+
+def check_setup(setup: Setup) -> Setup:
+    """Return a setup if it can be played.
+
+    Raises:
+        TypeError: if a field is named like an attribute of NumPy's records, which would hide it, or
+            the observation is neither uint8 nor float32.
+    """
+    hidden = {*(setup.state.names or ()), *setup.options} & set(dir(np.record))
+    if hidden:
+        raise TypeError(f"a record of NumPy has its own `{hidden.pop()}`; name the field otherwise")
+    if setup.observation_space.dtype not in (np.uint8, np.float32):
+        raise TypeError(f"observations are {setup.observation_space.dtype}, not uint8 or float32")
+    return setup
 
 
 def check_game(game: ModuleType) -> None:

@@ -32,18 +32,11 @@ import numpy as np
 from numba import njit
 
 from rlmask_envs import drawing
+from rlmask_envs.planes import ON
 from rlmask_envs.rng import random_integer
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import (
-    DOWN,
-    LEFT,
-    NUM_ACTIONS,
-    ON,
-    RIGHT,
-    UP,
-    check_size,
-    observation_space,
-)
+from rlmask_envs.settings import check_size
+from rlmask_envs.suite import NUM_ACTIONS, SIZE, column_ahead, observation_space, row_ahead
 
 START_LENGTH = 3
 
@@ -51,11 +44,11 @@ START_LENGTH = 3
 def setup(height: int = 10, width: int = 10) -> Setup:
     """Return what depends on the size of the board."""
     options = {
-        "height": check_size("height", height, 2),
-        "width": check_size("width", width, 4),
+        "height": check_size("height", height, 2, SIZE),
+        "width": check_size("width", width, 4, SIZE),
     }
     fields = [
-        ("entered", np.int32, (height, width)),  # the move that the head came to a cell with
+        ("entered", np.int32, (SIZE, SIZE)),  # the move that the head came to a cell with
         ("moves", np.int32),  # a cell is the snake's if entered > moves - length
         ("length", np.int32),
         ("y", np.int32),  # of the head
@@ -71,8 +64,8 @@ def reset(state, rng, options):
     """Lay out the snake and the first food."""
     state.moves = START_LENGTH
     state.length = START_LENGTH
-    for y in range(options.height):
-        for x in range(options.width):
+    for y in range(SIZE):
+        for x in range(SIZE):
             state.entered[y, x] = 0
     heading = 1 if random_integer(rng, 2) == 0 else -1
     y = random_integer(rng, options.height)
@@ -94,18 +87,6 @@ def place_food(state, rng, options):
                 if left == 0:
                     state.food_y, state.food_x = y, x
                 left -= 1
-
-
-@njit
-def row_ahead(y, action):
-    """Return the row that an action leads to."""
-    return y - 1 if action == UP else y + 1 if action == DOWN else y
-
-
-@njit
-def column_ahead(x, action):
-    """Return the column that an action leads to."""
-    return x - 1 if action == LEFT else x + 1 if action == RIGHT else x
 
 
 @njit
@@ -141,7 +122,8 @@ def observe(state, obs, options):
             if left == 1:
                 obs[y, x, 2] = ON
     obs[state.y, state.x, 0] = ON
-    obs[state.food_y, state.food_x, 3] = ON
+    if state.length < options.height * options.width:
+        obs[state.food_y, state.food_x, 3] = ON
 
 
 @njit

@@ -40,20 +40,13 @@ import numpy as np
 from numba import njit
 
 from rlmask_envs import drawing, figures
+from rlmask_envs.planes import ON
 from rlmask_envs.rng import random_choice, random_integer
 from rlmask_envs.rules import Setup
-from rlmask_envs.suite import (
-    LEFT,
-    NUM_ACTIONS,
-    ON,
-    RIGHT,
-    SIZE,
-    UP,
-    check_size,
-    observation_space,
-)
+from rlmask_envs.settings import check_size
+from rlmask_envs.suite import LEFT, NUM_ACTIONS, RIGHT, SIZE, UP, observation_space
 
-CELLS = SIZE * SIZE  # y * SIZE + x on every map: one size of state, compiled once
+CELLS = SIZE * SIZE  # y * SIZE + x on every map
 MOST_BOXES = 6
 MOST_MOVES = 120  # of the solution; the time limit
 LONGEST_DRAG = 4
@@ -61,11 +54,13 @@ LONGEST_DRAG = 4
 
 def setup(height: int = 10, width: int = 10, num_boxes: int = 3, num_pulls: int = 10) -> Setup:
     """Return what depends on the size of the map, the number of boxes and of pulls."""
-    inside = (check_size("height", height, 5) - 2) * (check_size("width", width, 5) - 2)
+    height = check_size("height", height, 5, SIZE)
+    width = check_size("width", width, 5, SIZE)
+    most_boxes = min(MOST_BOXES, (height - 2) * (width - 2) // 3)
     options = {
         "height": height,
         "width": width,
-        "num_boxes": check_size("num_boxes", num_boxes, 1, min(MOST_BOXES, inside // 3)),
+        "num_boxes": check_size("num_boxes", num_boxes, 1, most_boxes),
         "num_pulls": check_size("num_pulls", num_pulls, 1, 30),
     }
     fields = [

@@ -40,17 +40,18 @@ import numpy as np
 from numba import njit
 
 from rlmask_envs import drawing
+from rlmask_envs.planes import ON
 from rlmask_envs.rng import random_integer
 from rlmask_envs.rules import Setup
+from rlmask_envs.settings import check_size
 from rlmask_envs.suite import (
     DOWN,
     LEFT,
     NUM_ACTIONS,
-    ON,
     PRIMARY,
     RIGHT,
+    SIZE,
     UP,
-    check_size,
     observation_space,
 )
 
@@ -98,11 +99,11 @@ WIDTHS = np.array([len(shape[0]) for shape in SHAPES])
 def setup(height: int = 10, width: int = 10) -> Setup:
     """Return what depends on the size of the well."""
     options = {
-        "height": check_size("height", height, 6),
-        "width": check_size("width", width, 6),
+        "height": check_size("height", height, 6, SIZE),
+        "width": check_size("width", width, 6, SIZE),
     }
     fields = [
-        ("cells", np.int8, (height, width)),  # 0: empty; or 1 + the piece that has filled it
+        ("cells", np.int8, (SIZE, SIZE)),  # 0: empty; or 1 + the piece that has filled it
         ("piece", np.int32),
         ("turns", np.int32),  # clockwise, by a quarter each
         ("y", np.int32),  # of the place that its cells are counted from
@@ -115,8 +116,8 @@ def setup(height: int = 10, width: int = 10) -> Setup:
 @njit
 def reset(state, rng, options):
     """Empty the well, and draw two pieces."""
-    for y in range(options.height):
-        for x in range(options.width):
+    for y in range(SIZE):
+        for x in range(SIZE):
             state.cells[y, x] = 0
     state.next_piece = random_integer(rng, NUM_PIECES)
     bring_next(state, rng, options)

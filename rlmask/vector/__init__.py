@@ -70,7 +70,7 @@ def make_vector(
         stream: 0 for training, 1 for evaluation.
         enforce: raise on an invalid action; otherwise count it.
         max_episode_steps: truncate an episode here, if the env has not ended it before; a native
-            vector env is left as it is.
+            vector env that has no limit of its own is left as it is.
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause.
@@ -84,10 +84,11 @@ def make_vector(
             "each has the same share"
         )
     if vectorization == "native":
-        share = num_envs // len(games)
+        of_each = num_envs // len(games), seed, stream, num_actions, enforce, max_episode_steps
+        places = [(place, len(games)) for place in range(len(games))]
         vectors = [
-            NativeVector(game, share, seed, stream, num_actions, enforce, index)
-            for index, game in enumerate(games)
+            NativeVector(game, *of_each, place=place)
+            for game, place in zip(games, places, strict=True)
         ]
         return vectors[0] if len(vectors) == 1 else JointVector(vectors)
     spec = join(games, num_actions)

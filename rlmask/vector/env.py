@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import RenderCollection
@@ -119,7 +120,10 @@ class MaskedEnv:
         self._episode += 1
         self._episode_return, self._invalid_actions = 0.0, 0
         self._actions = []
-        obs, info = self.env.reset(seed=episode_seed(*self._seed, self._episode))
+        try:
+            obs, info = self.env.reset(seed=episode_seed(*self._seed, self._episode))
+        except gym.error.Error as error:
+            raise EnvError(f"{self.where}: {' '.join(str(error).split())}") from error
         self._mask = self._read_mask(obs, info, False)
         self._obs = self._read_obs(obs)
         return self._obs, self._mask
@@ -145,9 +149,11 @@ class MaskedEnv:
         try:
             obs, reward, terminated, truncated, info = self.env.step(own)
         except Exception as error:
-            if is_valid:
+            if not is_valid:
+                raise refused(self.where, error) from error
+            if not isinstance(error, gym.error.Error):
                 raise
-            raise refused(self.where, error) from error
+            raise EnvError(f"{self.where}: {' '.join(str(error).split())}") from error
         reward = float(reward)
         self._episode_return += reward
         if not math.isfinite(reward):

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import gymnasium as gym
+
 from rlmask.types import ActionSpec, ObsSpec
 from rlmask.vector.mask import MaskSource, Where, resolve_source
 from rlmask.vector.spaces import (
@@ -43,9 +45,25 @@ def games_of(config: Any) -> tuple[Game, ...]:
 
 
 def game_names(games: Sequence[Game]) -> list[str]:
-    """Return a name for each game: its id, with its place behind it if another has the same."""
+    """Return a name for each game: its id, and if others have the same, what tells them apart.
+
+    That is the values of the keyword arguments that differ, if they are short, else its place.
+    """
     ids = [game.env_id for game in games]
-    return [f"{name}-{i}" if ids.count(name) > 1 else name for i, name in enumerate(ids)]
+    names = []
+    for place, game in enumerate(games):
+        alike = [other.env_kwargs for other in games if other.env_id == game.env_id]
+        values = [str(value) for key, value in game.env_kwargs.items() if differs(key, alike)]
+        suffix = "-".join(values)
+        names.append(f"{game.env_id}-{suffix if 0 < len(suffix) <= 30 else place}")
+    unique = len(set(names)) == len(names)
+    own = names if unique else [f"{name}-{i}" for i, name in enumerate(ids)]
+    return [full if ids.count(name) > 1 else name for name, full in zip(ids, own, strict=True)]
+
+
+def differs(key: str, alike: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a keyword argument is not the same in all of them."""
+    return any(kwargs.get(key) != alike[0].get(key) for kwargs in alike)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +103,8 @@ def probe(game: Game) -> tuple[Game, ObsSpec, ActionSpec]:
             space, _ = without_mask(space)
         own_obs, _ = obs_spec(space)
         own_action, _ = action_spec(env.action_space)
+    except gym.error.Error as error:
+        raise EnvError(f"{game.env_id}: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError) as error:
         if isinstance(error, EnvError) or type(error) not in (TypeError, ValueError):
             raise

@@ -17,12 +17,19 @@ class JointVector:
     """G native vector envs of N / G envs each; env i plays game i modulo G.
 
     Raises:
-        SpaceError: unless all have the same observations, not discrete, and the same actions.
+        SpaceError: unless all have the same observations, not discrete, and the same actions, and
+            say so with `action_ids`.
     """
 
     def __init__(self, vectors: Sequence[NativeVector]) -> None:
         first = vectors[0].spec
         for vector in vectors:
+            if vector.spec.games[0].action_ids is None:
+                n = first.action.num_actions
+                raise SpaceError(
+                    f"{vector.spec.games[0].env_id}: several games share one union of actions; say "
+                    f"that its own are the union's by action_ids 0 to {n - 1}"
+                )
             same = (vector.spec.obs, vector.spec.action) == (first.obs, first.action)
             if not same or first.obs.kind == "discrete":
                 names = (first.games[0].env_id, vector.spec.games[0].env_id)
@@ -42,9 +49,12 @@ class JointVector:
         return self._interleaved([vector.reset() for vector in self._vectors])
 
     def step(self, action: Tensor) -> VectorStep:
-        """Take one action [N, *parts] in every env; raises as `NativeVector.step`."""
+        """Take one action [N, *parts] in every env, or in none; raises as `NativeVector.step`."""
         count = len(self._vectors)
-        steps = [vector.step(action[game::count]) for game, vector in enumerate(self._vectors)]
+        pairs = [(vector, action[game::count]) for game, vector in enumerate(self._vectors)]
+        for vector, own in pairs:
+            vector.check(own)
+        steps = [vector.step(own) for vector, own in pairs]
         ended = torch.cat([game + count * step.ended for game, step in enumerate(steps)])
         order = ended.argsort()
         episodes = [

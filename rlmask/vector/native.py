@@ -40,7 +40,9 @@ class NativeVector:
     and `info["final_info"]`. `capture_state()` and `restore_state(state)` make resuming exact.
 
     Args:
-        index: of this game, where several are played; each has its own seeds.
+        place: of this game among others, and how many they are; each has seeds of its own.
+        max_episode_steps: truncate an episode here, if the game's registered limit, which it has to
+            have, is not less.
 
     Raises:
         EnvError: if it cannot be made, or resets itself in another mode.
@@ -54,12 +56,15 @@ class NativeVector:
         stream: int,
         num_actions: int | None = None,
         enforce: bool = True,
-        index: int = 0,
+        max_episode_steps: int | None = None,
+        *,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         self._enforce = enforce
-        self._envs = make_native(game, num_envs)
+        self._envs = make_native(game, num_envs, max_episode_steps)
         self.num_envs = num_envs
-        self._seed, self._resets = (seed, stream, index), 0
+        self._seed, self._resets = (seed, stream, place[0]), 0
+        self._index = np.arange(num_envs) * place[1] + place[0]  # as errors name them
         self._where = Where(game.env_id)
         obs, info = self._envs.reset(seed=episode_seed(*self._seed, 0))
         has_method = hasattr(self._envs, "action_masks")
@@ -106,19 +111,22 @@ class NativeVector:
             InvalidActionError: if a mask rules its action out and masks are enforced.
             RefusedError: if they are not, and the env does not put up with it.
         """
-        all_valid = self._check_action(action.numpy())
+        valid = self.check(action)
+        self._invalid += np.logical_not(valid)
         own = np.reshape(self._to_action(action.numpy()), self._envs.action_space.shape)
         try:
             obs, reward, terminated, truncated, info = self._envs.step(own)
         except Exception as error:
-            if all_valid:
+            if not valid.all():
+                raise refused(self._where, error) from error
+            if not isinstance(error, gym.error.Error):
                 raise
-            raise refused(self._where, error) from error
+            raise EnvError(f"{self._where}: {' '.join(str(error).split())}") from error
         self._where.step += 1
         reward = np.array(reward, np.float32)
         if not np.isfinite(reward).all():
-            self._where.index = int((~np.isfinite(reward)).argmax())
-            value = reward[self._where.index]
+            row = int((~np.isfinite(reward)).argmax())
+            self._where.index, value = int(self._index[row]), reward[row]
             raise EnvError(f"{self._where}: the reward is {value}; it would destroy the network")
         self._returns += reward
         self._lengths += 1
@@ -196,21 +204,25 @@ class NativeVector:
             raise EnvError(f"{self._where}: an observation is not finite")
         return torch.from_numpy(array)
 
-    def _check_action(self, action: np.ndarray) -> bool:
-        """Refuse or count actions that the masks rule out; return whether there are none."""
-        index = action.reshape(self.num_envs, -1)
+    def check(self, action: Tensor) -> np.ndarray:
+        """Return which actions [N, *parts] are valid.
+
+        Raises:
+            InvalidActionError: if one is not, and masks are enforced or the env has none such.
+        """
+        index = action.numpy().reshape(self.num_envs, -1)
         within = ((index >= 0) & (index < self.spec.action.nvec)).all(-1)
         place = np.where(np.expand_dims(within, 1), index + self._part_starts, 0)
-        valid = within & np.take_along_axis(self._masks, place, 1).all(-1)
+        valid = np.asarray(within & np.take_along_axis(self._masks, place, 1).all(-1))
         accepted = valid if self._enforce else within
         if not accepted.all():
-            self._where.index = int(np.argmin(accepted))
+            row = int(np.argmin(accepted))
+            self._where.index = int(self._index[row])
             raise InvalidActionError(
-                f"{self._where}: action {action[self._where.index].tolist()} is invalid here; "
-                "choose with the mask that came with the observation"
+                f"{self._where}: action {action[row].tolist()} is invalid here; choose with the "
+                "mask that came with the observation"
             )
-        self._invalid += np.logical_not(valid)
-        return bool(valid.all())
+        return valid
 
     def _read_masks(self, obs: Any, info: Mapping[str, Any]) -> Tensor:
         """Return checked masks [N, A] of states in which the episode goes on, and keep them."""
@@ -225,13 +237,14 @@ class NativeVector:
         reported = info.get("_action_mask")
         if self._source == "info" and reported is not None and not np.all(reported):
             raise self._where.error("not every env reports a mask", "Give one for all of them")
-        masks = self._checked(raw, self.num_envs)
-        self._check_not_empty(masks, np.arange(self.num_envs))
+        masks = self._checked(raw, self._index)
+        self._check_not_empty(masks, self._index)
         self._masks = masks
         return torch.from_numpy(masks.copy())
 
-    def _checked(self, raw: Any, rows: int) -> np.ndarray:
-        shape = (rows, self.spec.action.num_actions)
+    def _checked(self, raw: Any, envs: np.ndarray) -> np.ndarray:
+        """Return the masks of some envs as bool, if they are masks."""
+        shape = (len(envs), self.spec.action.num_actions)
         fix = f"Return a bool array of shape {shape}"
         if not isinstance(raw, np.ndarray) or raw.shape != shape or raw.dtype.kind not in "biu":
             is_array = isinstance(raw, np.ndarray)
@@ -240,7 +253,7 @@ class NativeVector:
         valid = raw == 1
         wrong = ~(valid | (raw == 0))
         if wrong.any():
-            self._where.index = int(wrong.any(-1).argmax())
+            self._where.index = int(envs[wrong.any(-1).argmax()])
             raise self._where.error("a mask holds something else than 0 and 1", fix)
         return valid
 
@@ -275,23 +288,27 @@ class NativeVector:
             rows = [self._strip(finals[i]) for i in ended]
         if self._source == "obs":
             own = np.stack([finals[i]["action_mask"] for i in ended])
-            masks = self._checked(own, len(ended))
+            masks = self._checked(own, self._index[ended])
         elif self._source == "none":
             masks[:] = True
         elif "action_mask" in info.get("final_info", {}):
-            masks = self._checked(np.asarray(info["final_info"]["action_mask"])[ended], len(ended))
+            finals = np.asarray(info["final_info"]["action_mask"])
+            masks = self._checked(finals[ended], self._index[ended])
         elif not terminated[ended].all():
-            self._where.index = int(ended[~terminated[ended]][0])
+            self._where.index = int(self._index[ended[~terminated[ended]][0]])
             raise self._where.error(
                 "a truncated state has no action mask", "Give one in info['final_info']"
             )
         goes_on = ~terminated[ended]
-        self._check_not_empty(masks[goes_on], ended[goes_on])
+        self._check_not_empty(masks[goes_on], self._index[ended[goes_on]])
         return self._obs_rows(rows), torch.from_numpy(masks)
 
 
-def make_native(game: Game, num_envs: int) -> Any:
+def make_native(game: Game, num_envs: int, max_episode_steps: int | None = None) -> Any:
     """Make the vector env of a game.
+
+    Args:
+        max_episode_steps: to be used if it is less than the registered limit.
 
     Raises:
         EnvError: if it cannot be made, has none of its own, or resets itself in another mode.
@@ -300,14 +317,17 @@ def make_native(game: Game, num_envs: int) -> Any:
     with explain_make(game.env_id):
         if module:
             importlib.import_module(module)
-        if gym.spec(name).vector_entry_point is None:
+        spec = gym.spec(name)
+        if spec.vector_entry_point is None:
             raise EnvError(
                 f"{game.env_id} has no vector env of its own; set vectorization to `sync`"
             )
+        kwargs = dict(game.env_kwargs)
+        if max_episode_steps is not None and spec.max_episode_steps is not None:
+            limit = kwargs.get("max_episode_steps", spec.max_episode_steps)
+            kwargs["max_episode_steps"] = min(limit, max_episode_steps)
         with explain_values(game.env_id):
-            envs = gym.make_vec(
-                name, num_envs, vectorization_mode="vector_entry_point", **dict(game.env_kwargs)
-            )
+            envs = gym.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **kwargs)
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.SAME_STEP:
         raise EnvError(

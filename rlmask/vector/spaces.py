@@ -131,4 +131,4 @@ def explain_values(env_id: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise EnvError(f"{env_id} does not take these env_kwargs: {error}") from error
+        raise EnvError(f"{env_id} cannot be made: {error}") from error

@@ -1,7 +1,8 @@
 """Atari through our door: the emulator's own games, with masks, true scores and true ends."""
 
-import importlib
+import os
 import re
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -16,8 +17,8 @@ from rlmask.ops import masked_sample
 from rlmask.vector import EnvError, Game, ReplayWarning, make_vector
 
 ale_py = pytest.importorskip("ale_py", minversion="0.12.1")
-from rlmask_envs import InvalidActionError  # noqa: E402
 from rlmask_envs import atari as door  # noqa: E402
+from rlmask_envs.actions import InvalidActionError  # noqa: E402
 
 ID = "rlmask_envs:rlmask/Atari-v0"
 VALID = {  # of the 18: shared/reference/environments.md, section 2
@@ -315,15 +316,16 @@ def test_what_is_returned_is_its_own():
         arrays = [obs, info["action_mask"], info["lives"]]
         if "final_obs" in info:
             arrays += [info["final_obs"], info["final_info"]["action_mask"]]
-        for array, _ in kept:
-            assert not any(np.shares_memory(array, other) for other in arrays)
-        kept += [(array, array.copy()) for array in arrays]
-        info["action_mask"][:] = 0
-        kept = [(array, array.copy()) for array, _ in kept]
+        for array in arrays:
+            assert not any(np.shares_memory(array, other) for other, _ in kept)
+            kept.append((array, array.copy()))
+            array[:] = array + 1
+            kept[-1] = (array, array.copy())
         obs, *_, info = envs.step(action)
-        assert info["action_mask"].any()
+        assert_array_equal(info["action_mask"], [door.minimal_mask("breakout")] * 2)
     for array, before in kept:
         assert_array_equal(array, before)
+    assert len(kept) == 8 * 3 + 2 * 2
 
 
 def test_an_invalid_action_names_the_copy_and_moves_nothing():
@@ -334,8 +336,14 @@ def test_an_invalid_action_names_the_copy_and_moves_nothing():
         text = rf"^breakout, env 1: action {wrong} is invalid; valid: 0, 1, 3, 4$"
         with pytest.raises(InvalidActionError, match=text):
             envs.step([FIRE, wrong, LEFT])
+    for wrong in (np.uint64(2**63), np.uint64(2**64 - 1)):
+        with pytest.raises(InvalidActionError, match=f"env 0: action {wrong} is invalid"):
+            envs.step(np.array([wrong, 0, 0], np.uint64))
     with pytest.raises(ValueError, match=r"shape \(2,\), not \(3,\)"):
         envs.step([0, 0])
+    for wrong in ([0.5, 0, 0], [0, np.nan, 0], [0, 0, None], [True, False, True], ["1", "0", "0"]):
+        with pytest.raises(ValueError, match="they have to be integers"):
+            envs.step(wrong)
     for _ in range(5):
         assert_array_equal(envs.step([FIRE, LEFT, 0])[0], twin.step([FIRE, LEFT, 0])[0])
 
@@ -344,8 +352,9 @@ def test_a_single_env_refuses_too_and_plays_on():
     env, twin = make(), make()
     env.reset(seed=0)
     twin.reset(seed=0)
-    for wrong in (2, 18, -1):
-        with pytest.raises(InvalidActionError, match=f"breakout, env 0: action {wrong} is invalid"):
+    for wrong in (2, 18, -1, 2**70, 0.5, 1.0, np.nan, None, "1"):
+        text = f"^breakout: action {wrong} is invalid; valid: 0, 1, 3, 4$"
+        with pytest.raises(InvalidActionError, match=text):
             env.step(wrong)
     for _ in range(5):
         assert_array_equal(env.step(FIRE)[0], twin.step(FIRE)[0])
@@ -356,6 +365,57 @@ def test_a_step_needs_a_reset():
         make().step(0)
     with pytest.raises(gym.error.ResetNeeded):
         make_vec().step([0, 0])
+
+
+def test_a_picture_needs_a_reset():
+    env = make(render_mode="rgb_array")
+    with pytest.raises(gym.error.ResetNeeded, match="nothing to see yet"):
+        env.render()
+    env.reset(seed=0)
+    assert env.render().any()
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts in /proc")
+
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+@needs_proc
+def test_closing_ends_the_threads():
+    for maker, kwargs, least in (
+        (make, {}, 1),
+        (make, {"render_mode": "rgb_array"}, 2),
+        (make_vec, {"num_envs": 4}, 1),
+    ):
+        before = num_threads()
+        env = maker(**kwargs)
+        assert num_threads() >= before + least
+        env.reset(seed=0)
+        env.close()
+        assert num_threads() == before
+        env.close()
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step(FIRE if maker is make else [FIRE] * 4)
+        with pytest.raises(gym.error.ClosedEnvironmentError):
+            env.reset()
+
+
+@needs_proc
+def test_threads_are_never_more_than_copies():
+    """A config's keywords go to the vector env and to the single ones beside it."""
+    for maker, kwargs in ((make, {}), (make_vec, {"num_envs": 1})):
+        before = num_threads()
+        env = maker(num_threads=6, **kwargs)
+        assert num_threads() == before + 1
+        env.close()
+
+
+def test_the_class_with_our_metadata_is_made_once():
+    envs = [make_vec()._ale, make_vec()._ale, make()._ales[0]]
+    assert len(set(map(type, envs))) == 1
+    assert "autoreset_mode" not in ale_py.AtariVectorEnv.metadata
 
 
 def test_settings_reach_the_emulator(monkeypatch):
@@ -384,6 +444,7 @@ def test_settings_reach_the_emulator(monkeypatch):
         values = [given[name] for name in (*names, "episodic_life", "frame_skip", "num_threads")]
         if kwargs:
             assert values == [True, 0.5, 7, True, True, 2, 1]
+            assert given["num_envs"] == 2
         else:
             assert values == [False, 0.25, 30, False, False, 4, 0]
         assert given["full_action_space"] is True
@@ -398,6 +459,7 @@ def test_settings_reach_the_emulator(monkeypatch):
         ({"repeat_action_probability": 1.5}, "it takes 0 to 1"),
         ({"frame_skip": 0}, "frame_skip is 0"),
         ({"noop_max": -1}, "noop_max -1"),
+        ({"num_threads": 0}, "num_threads is 0; it has to be at least 1"),
     ],
 )
 @pytest.mark.parametrize("maker", [make, make_vec])
@@ -407,7 +469,7 @@ def test_what_cannot_be_is_an_error(maker, kwargs, text):
 
 
 def test_other_errors():
-    with pytest.raises(ValueError, match="it takes rgb_array"):
+    with pytest.raises(ValueError, match=r"render_mode is 'ansi'; it takes rgb_array$"):
         door.AtariEnv("pong", render_mode="ansi")
     with pytest.raises(ValueError, match="at least 1"):
         door.AtariVectorEnv("pong", 0)
@@ -496,13 +558,7 @@ def test_several_games_share_the_union_natively():
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch):
-    def import_module(name):
-        if name == "ale_py":
-            raise ModuleNotFoundError(name=name)
-        return real(name)
-
-    real = importlib.import_module
-    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setitem(sys.modules, "ale_py", None)
     for vectorization in ("sync", "native"):
         with pytest.raises(EnvError) as caught:
             make_vector((Game(env_id=ID),), 1, 0, vectorization=vectorization)
@@ -515,7 +571,8 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch):
 def test_an_old_version_is_refused(monkeypatch):
     """0.12.0 waits forever when some copies are reset."""
     monkeypatch.setattr(ale_py, "__version__", "0.12.0")
-    with pytest.raises(EnvError, match=r"it has to be 0\.12\.1 or later; pip install"):
+    text = r"ale-py is 0\.12\.0; it has to be 0\.12\.1 or later; pip install 'rlmask\[atari\]'"
+    with pytest.raises(EnvError, match=text):
         make_vector((Game(env_id=ID),), 1, 0)
 
 

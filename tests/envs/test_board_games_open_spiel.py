@@ -4,26 +4,25 @@ import random
 
 import numpy as np
 import pytest
+from playing import make_vec, options_of, states_of
 
 from rlmask_envs import connect_four, othello
-from rlmask_envs.envs import make_batch, make_record
 
 pyspiel = pytest.importorskip("pyspiel")
 
 NUM_GAMES = 1000
 
 
-def new(game):
+def new(name):
     """Return an empty state of a game, and its options."""
-    setup = game.setup()
-    (state,) = make_batch(setup, 1).states.view(np.recarray)
-    (options,) = make_record(setup.options).view(np.recarray)
-    return state, options
+    envs = make_vec(name, 1)
+    (state,) = states_of(envs)
+    return state, options_of(envs)
 
 
 def test_connect_four():
     rng, game = random.Random(0), pyspiel.load_game("connect_four")
-    state, options = new(connect_four)
+    state, options = new("ConnectFour")
     results = []
     for _ in range(NUM_GAMES):
         theirs = game.new_initial_state()
@@ -45,7 +44,7 @@ def test_connect_four():
 
 def test_othello():
     rng, game = random.Random(0), pyspiel.load_game("othello")
-    state, _ = new(othello)
+    state, _ = new("Othello")
     results, passes = [], 0
     for _ in range(NUM_GAMES):
         theirs = game.new_initial_state()

@@ -99,7 +99,7 @@ def test_a_stone_between_three_and_three_wins():
 def test_full_columns_are_invalid():
     rows = ["O......", "X...X..", "O...O..", "X...X..", "O...O..", "X...X.."]
     envs, *_ = one(rows)
-    mask = envs._show(start=False)[1]["action_mask"]
+    mask = envs.restore_state(envs.capture_state())[1]["action_mask"]
     assert mask.tolist() == [[0, 1, 1, 1, 1, 1, 1]]
 
 
@@ -243,7 +243,7 @@ def test_reset_sets_every_field():
     envs, other = make_vec("ConnectFour", 8), make_vec("ConnectFour", 8)
     for _ in play(envs, 30):
         pass
-    envs._batch.states.view(np.uint8)[:] = 77
+    states_of(envs).view(np.uint8)[:] = 77
     envs.reset(seed=5)
     other.reset(seed=5)
     for name in states_of(envs).dtype.names:
@@ -255,8 +255,9 @@ def test_reset_sets_every_field():
     [
         ({"height": 3}, "height is 3; it takes an integer of 4 to 10"),
         ({"width": 11}, "width is 11; it takes an integer of 4 to 10"),
-        ({"opponent": "perfect"}, "opponent is 'perfect'; it takes random or heuristic"),
-        ({"seat": "third"}, "seat is 'third'; it takes first, second or random"),
+        ({"opponent": "perfect"}, "it takes 'random', 'heuristic' or 'none'"),
+        ({"seat": "third"}, "seat is 'third'; it takes 'first', 'second' or 'random'"),
+        ({"opponent": "none", "seat": "second"}, "seat is 'second'; without an opponent"),
     ],
 )
 def test_what_setup_refuses(sizes, message):

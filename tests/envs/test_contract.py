@@ -6,6 +6,10 @@ import importlib
 import inspect
 import pickle
 import re
+import sys
+import threading
+import time
+from dataclasses import replace
 from types import FunctionType
 
 import gymnasium as gym
@@ -18,7 +22,7 @@ from playing import draw, env_id, make_vec, options_of, play, states_of
 import rlmask_envs
 from rlmask import vector
 from rlmask_envs import InvalidActionError, compiled, rules
-from rlmask_envs.compiled import load_game
+from rlmask_envs.crew import Crew
 
 NATIVE = "rlmask_envs.envs:GameEnv"
 SPECS = {spec.name: spec for spec in gym.registry.values() if spec.entry_point == NATIVE}
@@ -44,12 +48,12 @@ def name(request):
 
 
 def module_of(name):
-    return load_game(SPECS[name].kwargs["game"])
+    return importlib.import_module(SPECS[name].kwargs["game"])
 
 
 def test_the_games_are_there():
-    assert set(GAMES) == set(SMALL) == {*SUITE, *GAMES}
-    assert len(GAMES) == 10
+    others = {"CVRP", "ConnectFour", "JobShop", "Minesweeper", "Othello"}
+    assert set(GAMES) == set(SMALL) == {*SUITE, *others}
 
 
 def test_it_keeps_rlmasks_contract(name):
@@ -68,18 +72,46 @@ def test_gymnasium_accepts_it(name):
     env.close()
 
 
+def reference_of(name):
+    return importlib.import_module(f"reference_games.{module_of(name).__name__.split('.')[1]}")
+
+
 @pytest.mark.parametrize("sizes", ["default", "small"])
 def test_every_mask_agrees_with_brute_force(name, sizes):
-    reference = importlib.import_module(f"reference_games.{module_of(name).__name__.split('.')[1]}")
+    reference = reference_of(name)
     envs = make_vec(name, 8, **({} if sizes == "default" else SMALL[name]))
     options, states = options_of(envs), states_of(envs)
-    seen = 0
+    first = envs.reset(seed=0)[1]["action_mask"]
+    for row, state in zip(first, states, strict=True):
+        assert_array_equal(row, reference.valid(state, options))
     for *_, info in play(envs, 150):
-        for mask, state in zip(info["action_mask"], states, strict=True):
-            assert_array_equal(mask, reference.valid(state, options))
+        mask = info["action_mask"]
+        for row, state in zip(mask, states, strict=True):
+            assert_array_equal(row, reference.valid(state, options))
+        assert mask.any(-1).all()
+
+
+def test_masks_of_truncated_states_agree_with_brute_force(name):
+    """The same play with and without a limit of one step: what is final there goes on here."""
+    reference = reference_of(name)
+    plain, cut = make_vec(name, 32), make_vec(name, 32, max_episode_steps=1)
+    rng = np.random.default_rng(0)
+    _, info = plain.reset(seed=0)
+    cut.reset(seed=1)
+    options, states, seen = options_of(plain), states_of(plain), 0
+    for _ in range(20):
+        cut.restore_state(plain.capture_state() | {"steps": np.zeros(32, np.int64)})
+        action = draw(info["action_mask"], rng)
+        *_, terminated, truncated, cut_info = cut.step(action)
+        assert truncated.all()
+        obs, _, own_terminated, _, info = plain.step(action)
+        assert_array_equal(terminated, own_terminated)
+        for i in np.flatnonzero(~terminated):
+            assert_array_equal(cut_info["final_obs"][i], obs[i])
+            final_mask = cut_info["final_info"]["action_mask"][i]
+            assert_array_equal(final_mask, reference.valid(states[i], options))
             seen += 1
-        assert info["action_mask"].any(-1).all()
-    assert seen == 8 * 150
+    assert seen > 100
 
 
 @pytest.mark.parametrize("sizes", ["default", "small"])
@@ -99,7 +131,11 @@ def test_arrays_fit_their_spaces(name, sizes):
         if ended.any():
             assert_array_equal(info["_final_obs"], ended)
             assert all(one in space for one in info["final_obs"][ended])
-            assert info["final_info"]["action_mask"][truncated].any(-1).all()
+            goes_on = truncated & ~terminated
+            assert info["final_info"]["action_mask"][goes_on].any(-1).all()
+            assert_array_equal(info["final_info"]["_action_mask"], ended)
+            assert not info["final_obs"][~ended].any()
+        assert info["_action_mask"].all()
     assert ends or sizes == "default"
 
 
@@ -132,20 +168,47 @@ def test_copies_and_seeds_differ(name):
 
 
 def test_a_reset_without_a_seed_goes_on(name):
-    envs = make_vec(name, 4)
-    for _ in range(3):
-        envs.reset(seed=3)
-        counters = envs._batch.rngs[:, 1].copy()
-        envs.reset()
-        assert (envs._batch.rngs[:, 1] >= counters).all()
-    assert len(set(envs._batch.rngs[:, 0])) == 4
+    envs = make_vec(name, 16)
+    envs.reset(seed=3)
+    states, rngs = envs._batch.states.copy(), envs._batch.rngs.copy()
+    envs.reset()
+    assert_array_equal(envs._batch.rngs[:, 0], rngs[:, 0])
+    assert (envs._batch.rngs[:, 1] > rngs[:, 1]).any() or name == "Minesweeper"  # draws none yet
+    assert (envs._batch.states != states).any() or name == "Minesweeper"
+    envs.reset(seed=3)
+    assert_array_equal(envs._batch.states, states)
+    assert len(set(envs._batch.rngs[:, 0])) == 16
+
+
+def test_some_copies_can_be_reset(name):
+    envs = make_vec(name, 8)
+    list(play(envs, 5))
+    before, begin = envs.capture_state(), np.arange(8) % 2 == 0
+    obs, info = envs.reset(seed=9, options={"reset_mask": begin})
+    after = envs.capture_state()
+    for key in ("states", "rngs", "steps"):
+        assert_array_equal(after[key][~begin], before[key][~begin])
+    fresh = make_vec(name, 8)
+    expected, expected_info = fresh.reset(seed=9)
+    assert_array_equal(obs[begin], expected[begin])
+    assert_array_equal(info["action_mask"][begin], expected_info["action_mask"][begin])
+    assert_array_equal(after["steps"][begin], 0)
+
+
+def test_a_seed_is_one_number(name):
+    with pytest.raises(TypeError):
+        make_vec(name, 3).reset(seed=[1, 2, 3])
+    envs = make_vec(name, 3)
+    envs.reset(seed=5)
+    assert envs.np_random_seed == 5
 
 
 def test_a_captured_state_goes_on_bit_for_bit(name):
     envs, twin = make_vec(name, 8, **SMALL[name]), make_vec(name, 8, **SMALL[name])
     list(play(envs, 37, seed=2))
     state = copy.deepcopy(envs.capture_state())
-    assert all(array.dtype.names is None for array in state.values())  # plain arrays
+    arrays = [value for value in state.values() if not isinstance(value, str)]
+    assert all(array.dtype.names is None for array in arrays)
     obs, info = twin.restore_state(state)
     assert_array_equal(obs, envs._batch.obs)
     assert_array_equal(info["action_mask"], envs._batch.masks)
@@ -158,10 +221,62 @@ def test_a_captured_state_goes_on_bit_for_bit(name):
 
 
 def test_a_state_of_other_envs_is_refused(name):
-    envs, larger = make_vec(name, 4), make_vec(name, 5)
-    larger.reset(seed=0)
-    with pytest.raises(ValueError, match="num_envs"):
-        envs.restore_state(larger.capture_state())
+    envs = make_vec(name, 4)
+    envs.reset(seed=0)
+    before = envs.capture_state()
+    other = "Snake" if name != "Snake" else "Courier"
+    for others in (make_vec(name, 5), make_vec(name, 4, **SMALL[name]), make_vec(other, 4)):
+        others.reset(seed=0)
+        with pytest.raises(ValueError, match="same game, keyword arguments and num_envs"):
+            envs.restore_state(others.capture_state())
+    for damaged in (
+        {key: value for key, value in before.items() if key != "rngs"},
+        {**before, "states": before["states"].astype(float) + 300},
+    ):
+        with pytest.raises(ValueError, match="differs"):
+            envs.restore_state(damaged)
+    for key, value in envs.capture_state().items():
+        assert_array_equal(value, before[key])
+    envs.restore_state(before)
+
+
+@pytest.mark.parametrize(
+    ("game", "one", "two"),
+    [
+        ("Minesweeper", {"num_mines": 10}, {"num_mines": 30}),
+        ("CVRP", {"capacity": 30}, {"capacity": 9}),
+        ("ConnectFour", {"opponent": "random"}, {"opponent": "heuristic"}),
+        ("Othello", {"seat": "first"}, {"seat": "second"}),
+    ],
+)
+def test_what_is_no_size_counts_too(game, one, two):
+    envs, others = make_vec(game, 4, **one), make_vec(game, 4, **two)
+    others.reset(seed=0)
+    with pytest.raises(ValueError, match="sizes"):
+        envs.restore_state(others.capture_state())
+
+
+def test_a_single_env_goes_back_to_a_captured_state_and_can_be_copied(name):
+    env = gym.make(env_id(name), **SMALL[name]).unwrapped
+    _, info = env.reset(seed=2)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        *_, terminated, _, info = env.step(int(draw(info["action_mask"], rng)))
+        if terminated:
+            _, info = env.reset()
+    state, mask = env.capture_state(), info["action_mask"]
+    fresh = gym.make(env_id(name), **SMALL[name]).unwrapped
+    copies = [copy.deepcopy(env), pickle.loads(pickle.dumps(env)), fresh]
+    _, restored = fresh.restore_state(state)
+    assert_array_equal(restored["action_mask"], mask)
+    action = int(draw(mask, rng))
+    expected = env.step(action)
+    for other in copies:
+        seen = other.step(action)
+        assert_array_equal(seen[0], expected[0])
+        assert seen[1:3] == expected[1:3]
+    twin = pickle.loads(pickle.dumps(make_vec(name, 3)))
+    assert_array_equal(twin.reset(seed=1)[0], make_vec(name, 3).reset(seed=1)[0])
 
 
 def test_an_invalid_action_moves_nothing(name):
@@ -183,6 +298,9 @@ def test_an_invalid_action_moves_nothing(name):
         for outside in (-1, masks.shape[1], 2**40, -(2**40)):
             with pytest.raises(InvalidActionError):
                 envs.step(np.where(np.arange(8) == 3, outside, action))
+        for no_integers in (action + 0.5, action.astype(str), action[:, None], [None] * 8):
+            with pytest.raises(ValueError, match=r"actions (are|have)"):
+                envs.step(no_integers)
         for key, array in envs.capture_state().items():
             assert_array_equal(array, before[key])
         envs.step(action)
@@ -195,9 +313,9 @@ def test_a_single_env_raises_too_and_plays_on(name):
     rng = np.random.default_rng(0)
     for _ in range(100):
         mask = info["action_mask"]
-        if not mask.all():
+        for invalid in (*([] if mask.all() else [int(mask.argmin())]), 0.5, None, "0", -1, 2**70):
             with pytest.raises(InvalidActionError):
-                env.step(int(mask.argmin()))
+                env.step(invalid)
         *_, terminated, truncated, info = env.step(int(draw(mask, rng)))
         if terminated or truncated:
             _, info = env.reset()
@@ -235,8 +353,10 @@ def test_a_step_needs_a_running_episode(name):
         env.step(0)
     with pytest.raises(gym.error.ResetNeeded):
         make_vec(name, 2).step(np.zeros(2, int))
+    envs = make_vec(name, 2)
+    envs.reset(seed=0)
     with pytest.raises(ValueError, match=r"shape \(3,\), not \(2,\)"):
-        make_vec(name, 2).step(np.zeros(3, int))
+        envs.step(np.zeros(3, int))
 
 
 def test_what_is_returned_is_its_own(name):
@@ -246,6 +366,9 @@ def test_what_is_returned_is_its_own(name):
         kept = [(array, array.copy()) for array in (obs, info["action_mask"])]
         obs, reward, terminated, truncated, info = envs.step(draw(info["action_mask"], rng))
         kept += [(array, array.copy()) for array in (reward, terminated, truncated)]
+        if "final_obs" in info:
+            masks = info["final_info"]["action_mask"]
+            kept += [(array, array.copy()) for array in (info["final_obs"], masks)]
         envs.step(draw(info["action_mask"], rng))
         obs, info = envs._batch.obs.copy(), {"action_mask": envs._batch.masks.copy()}
         for array, before in kept:
@@ -256,14 +379,16 @@ def test_what_is_returned_is_its_own(name):
 def test_episodes_are_truncated(name, limit):
     envs = make_vec(name, 6, max_episode_steps=limit)
     lengths = np.zeros(6, int)
-    for _, _obs, _, terminated, truncated, info in play(envs, 40):
+    for _, _, _, terminated, truncated, _ in play(envs, 40):
         lengths += 1
         assert (lengths <= limit).all()
-        assert_array_equal(truncated, (lengths == limit) & ~terminated)
-        if truncated.any():
-            assert info["final_info"]["action_mask"][truncated].any(-1).all()
+        assert_array_equal(truncated, lengths == limit)  # as Gymnasium's TimeLimit has it
         lengths[terminated | truncated] = 0
     assert gym.make(env_id(name)).spec.max_episode_steps == SPECS[name].max_episode_steps
+    with pytest.raises(ValueError, match="max_episode_steps is 0"):
+        make_vec(name, 2, max_episode_steps=0)
+    *_, last = play(make_vec(name, 2, max_episode_steps=-1), 3)
+    assert not last[4].any()
 
 
 def test_pictures_and_text(name):
@@ -291,6 +416,10 @@ def test_pictures_and_text(name):
         envs = make_vec(name, 2, render_mode="rgb_array", **sizes)
         envs.reset(seed=0)
         assert len(envs.render()) == 2
+        with pytest.raises(gym.error.ResetNeeded):
+            make_vec(name, 2, render_mode="ansi", **sizes).render()
+        with pytest.raises(gym.error.ResetNeeded):
+            gym.make(env_id(name), render_mode="ansi", **sizes).unwrapped.render()
     assert make_vec(name, 2).render() is None
     with pytest.raises(ValueError, match="rgb_array or ansi"):
         make_vec(name, 2, render_mode="human")
@@ -308,13 +437,10 @@ def test_reset_sets_every_field(name):
             rng = np.array([seed, 0], np.uint64)
             game.reset(states[0], rng, options)
             starts.append((states[0].tolist(), rng[1]))
-        # scratch space is not part of the state: it may differ, if nothing ever reads it
-        fields = envs._batch.states.dtype.names
-        for index, field in enumerate(fields):
-            if "scratch" not in field:
-                first, second, third = (np.array(start[0][index]) for start in starts)
-                assert_array_equal(first, second, err_msg=field)
-                assert_array_equal(first, third, err_msg=field)
+        for index, field in enumerate(envs._batch.states.dtype.names):
+            first, second, third = (np.array(start[0][index]) for start in starts)
+            assert_array_equal(first, second, err_msg=field)
+            assert_array_equal(first, third, err_msg=field)
         assert len({counter for _, counter in starts}) == 1
 
 
@@ -362,7 +488,7 @@ FORBIDDEN = (
 NUMBERS = {"int64", "int32", "uint64", "float64", "float32", "uint8", "sqrt", "hypot", "abs"}
 
 
-def test_the_rules_would_run_on_a_gpu(name):
+def test_the_rules_use_nothing_that_a_gpu_has_not(name):
     """No allocation, no objects, and nothing called but each other and plain functions."""
     module = module_of(name)
     functions = {
@@ -389,26 +515,92 @@ def test_an_unknown_argument_or_game_is_an_error():
         compiled.check_game(gym)
     with pytest.raises(ValueError, match="num_envs is 0"):
         make_vec("Snake", 0)
-    with pytest.raises(ValueError, match="num_threads is 1000"):
-        make_vec("Snake", 2, num_threads=1000)
+    with pytest.raises(ValueError, match="num_threads is 0"):
+        make_vec("Snake", 2, num_threads=0)
+    envs = make_vec("Snake", 2, num_threads=1000)  # no more than there are copies
+    assert list(play(envs, 3))
+    assert gym.make(env_id("Snake"), num_threads=4, copy=False)  # so that a config fits both
 
 
-def test_machine_code_on_disk_is_of_this_source(name, monkeypatch):
-    """What Numba finds again is named after all the source that it was made of."""
-    file = module_of(name).__file__
-    digest = compiled._digest.__wrapped__
-    before = digest(file)
-    loops = compiled.loops_of(module_of(name))
-    assert loops.step_some.py_func.__qualname__ == f"step_some_{before}"
-    assert loops.step_some.py_func.__code__.co_filename == file
-    read = compiled.Path.read_bytes
-    for changed in ("rng.py", "compiled.py", file.rpartition("/")[2]):
-        monkeypatch.setattr(
-            compiled.Path,
-            "read_bytes",
-            lambda path, changed=changed: read(path) + (b"#" if path.name == changed else b""),
+def test_a_field_that_numpy_hides_is_refused():
+    setup = module_of("Snake").setup()
+    for wrong, text in (
+        (replace(setup, options={"size": 3}), "`size`"),
+        (replace(setup, state=np.dtype([("max", np.int32)])), "`max`"),
+        (replace(setup, observation_space=gym.spaces.Box(0, 1, (2,), np.float64)), "float64"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            rules.check_setup(wrong)
+
+
+def test_threads_can_be_ended_and_come_back():
+    envs = make_vec("Snake", 8, num_threads=2)
+    before = threading.active_count()
+    list(play(envs, 2))
+    assert threading.active_count() == before + 1
+    envs.close()
+    assert threading.active_count() == before
+    list(play(envs, 2))
+    envs.close()
+
+
+def test_an_error_in_one_share_waits_for_the_others():
+    done = []
+
+    def loop(start, stop):
+        if start == 0:
+            raise RuntimeError("first share")
+        time.sleep(0.05)
+        done.append(start)
+
+    with pytest.raises(RuntimeError, match="first share"):
+        Crew(9, 3).run(loop)
+    assert sorted(done) == [3, 6]
+
+
+def test_what_a_caller_writes_to_a_mask_does_not_matter(name):
+    for kwargs in ({"copy": True}, {"copy": False}):
+        envs = make_vec(name, 4, **kwargs)
+        _, info = envs.reset(seed=0)
+        try:
+            info["action_mask"][:] = 1
+        except ValueError:
+            assert kwargs == {"copy": False}  # read-only there
+        mask = envs._batch.masks
+        if not mask.all():
+            index = int((mask == 0).any(-1).argmax())
+            action = draw(mask, np.random.default_rng(0))
+            action[index] = mask[index].argmin()
+            with pytest.raises(InvalidActionError):
+                envs.step(action)
+
+
+def test_machine_code_is_of_the_source_as_it_is_now(tmp_path, monkeypatch):
+    """Also where a function of another file has changed, or a constant, or after a reload."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_game.py").write_text(
+        "from numba import njit\n"
+        "from rlmask_envs.snake import setup, reset, observe, valid_actions, image, text\n"
+        "from own_bonus import bonus\n\n\n"
+        "@njit\ndef step(state, action, rng, options):\n    return bonus(), True\n"
+    )
+    names = set()
+    for reward in (1.0, 2.0, 3.5):
+        constant = "" if reward < 3 else "REWARD = 3.5\n"
+        body = reward if reward < 3 else "REWARD"
+        (tmp_path / "own_bonus.py").write_text(
+            f"from numba import njit\n{constant}\n\n@njit\ndef bonus():\n    return {body}\n"
         )
-        assert digest(file) != before
+        importlib.invalidate_caches()
+        for module in ("own_bonus", "own_game"):
+            sys.modules.pop(module, None)
+        game = compiled.compile_game("own_game")
+        names.add(game.step_some.py_func.__qualname__)
+        envs = rlmask_envs.GameVectorEnv("own_game", 2)
+        _, info = envs.reset(seed=0)
+        assert envs.step(info["action_mask"].argmax(1))[1].tolist() == [reward, reward]
+    assert len(names) == 3
+    assert compiled.compile_game("own_game").step_some is game.step_some  # not made again
 
 
 def test_specs_can_be_copied_and_pickled(name):

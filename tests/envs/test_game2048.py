@@ -2,21 +2,22 @@
 
 import numpy as np
 import pytest
-from playing import make_vec, play, states_of
+from playing import make_vec, options_of, play, states_of
 from reference_games import game2048 as reference
 
 from rlmask_envs import game2048
-from rlmask_envs.envs import make_batch, make_record
 from rlmask_envs.suite import DOWN, LEFT, RIGHT, UP
 
 
 def position(rows, **sizes):
     """Return a state set to rows of tile numbers, its options, and randomness."""
-    setup = game2048.setup(size=len(rows), **sizes)
-    state = make_batch(setup, 1).states.view(np.recarray)[0]
-    state.board[:] = [[0 if tile == 0 else tile.bit_length() - 1 for tile in row] for row in rows]
-    options = make_record(setup.options).view(np.recarray)[0]
-    return state, options, np.zeros(2, np.uint64)
+    side = len(rows)
+    envs = make_vec("Game2048", 1, size=side, **sizes)
+    (state,) = states_of(envs)
+    state.board[:side, :side] = [
+        [0 if tile == 0 else tile.bit_length() - 1 for tile in row] for row in rows
+    ]
+    return state, options_of(envs), np.zeros(2, np.uint64)
 
 
 def mask_of(state, options):
@@ -61,15 +62,20 @@ def test_a_line_slides_and_merges_in_every_direction(line, after, reward):
                     board[:, index] = tiles[::-1]
             state, options, _ = position(before.tolist())
             assert mask_of(state, options)[action] == (reward >= 0)
-            assert game2048.slide(state, action) == reward
-            assert reference.tiles(state) == expected.tolist()
+            assert game2048.slide(state, action, options) == reward
+            assert reference.tiles(state, options) == expected.tolist()
 
 
 def test_merges_of_all_lines_add_up():
     rows = [[2, 2, 0, 0], [8, 0, 8, 8], [0, 0, 0, 0], [64, 0, 0, 64]]
-    state, _, _ = position(rows)
-    assert game2048.slide(state, RIGHT) == 4 + 16 + 128
-    assert reference.tiles(state) == [[0, 0, 0, 4], [0, 0, 8, 16], [0, 0, 0, 0], [0, 0, 0, 128]]
+    state, options, _ = position(rows)
+    assert game2048.slide(state, RIGHT, options) == 4 + 16 + 128
+    assert reference.tiles(state, options) == [
+        [0, 0, 0, 4],
+        [0, 0, 8, 16],
+        [0, 0, 0, 0],
+        [0, 0, 0, 128],
+    ]
 
 
 def test_mask_is_of_the_moves_that_change_the_board():
@@ -88,18 +94,19 @@ def test_mask_is_of_the_moves_that_change_the_board():
 def test_a_move_adds_one_tile_on_an_empty_cell():
     state, options, rng = position([[0, 0, 0], [0, 8, 0], [0, 0, 0]])
     assert game2048.step(state, UP, rng, options) == (0.0, False)
-    rows = reference.tiles(state)
+    rows = reference.tiles(state, options)
     assert rows[0][1] == 8
     assert sorted(np.ravel(rows)) in ([0] * 7 + [2, 8], [0] * 7 + [4, 8])
 
 
 def test_new_tiles_are_everywhere_alike_and_a_tenth_are_fours():
-    state, _, rng = position([[8, 16], [0, 0]])
+    state, options, rng = position([[8, 16], [0, 0]])
     num_draws, counts = 6000, np.zeros((2, 2), int)
     for _ in range(num_draws):
         state.board[1] = 0
-        game2048.add_tile(state, rng)
-        assert state.board[0].tolist() == [3, 4] and (state.board[1] > 0).sum() == 1
+        game2048.add_tile(state, rng, options)
+        assert state.board[0, :2].tolist() == [3, 4]
+        assert (state.board > 0).sum() == 3  # none is beyond the board
         for x in range(2):
             if state.board[1, x]:
                 counts[x, state.board[1, x] - 1] += 1
@@ -121,14 +128,14 @@ def test_game_ends_when_no_move_is_left():
     for action in (UP, LEFT):
         state, options, rng = position([[0, 16], [16, 8]])
         assert game2048.step(state, action, rng, options) == (0.0, False)
-        assert (state.board > 0).all()
+        assert (state.board[:2, :2] > 0).all()
 
 
 def test_game_ends_at_the_greatest_tile():
     rows = [[8, 8, 0], [0, 0, 0], [0, 0, 0]]
     state, options, rng = position(rows, max_tile=16)
     assert game2048.step(state, LEFT, rng, options) == (16.0, True)
-    assert reference.tiles(state) == [[16, 0, 0], [0, 0, 0], [0, 0, 0]]  # no new tile
+    assert reference.tiles(state, options) == [[16, 0, 0], [0, 0, 0], [0, 0, 0]]  # no new tile
     state, options, rng = position(rows, max_tile=32)
     assert game2048.step(state, LEFT, rng, options) == (16.0, False)
     rows = [[32768, 32768, 0], [0, 0, 0], [0, 0, 0]]
@@ -159,10 +166,10 @@ def earned(board):
 @pytest.mark.parametrize("size, max_tile, num_steps", [(4, 65536, 300), (10, 16, 60)])
 def test_random_play(size, max_tile, num_steps):
     envs = make_vec("Game2048", 8, size=size, max_tile=max_tile)
-    before, ends = None, 0
+    options, before, ends = options_of(envs), None, 0
     for action, obs, reward, terminated, truncated, info in play(envs, num_steps):
         assert not truncated.any()
-        boards = [np.array(reference.tiles(state)) for state in states_of(envs)]
+        boards = [np.array(reference.tiles(state, options)) for state in states_of(envs)]
         assert (info["action_mask"][:, 4:] == 0).all() and info["action_mask"].any(-1).all()
         assert (obs[:, size:] == 0).all() and (obs[:, :, size:] == 0).all()
         for i in np.flatnonzero(terminated):
@@ -188,7 +195,7 @@ def test_start():
     for _ in range(300):
         game2048.reset(state, rng, options)
         assert (state.board > 0).sum() == 2 and state.board.max() <= 2
-        places += state.board > 0
+        places += state.board[:4, :4] > 0
     assert (places > 0).all()
 
 
@@ -198,10 +205,16 @@ def test_size_is_checked(size):
         game2048.setup(size=size)
 
 
-@pytest.mark.parametrize("max_tile", [4, 0, -8, 24, 2**31, 64.0, True, "64"])
+@pytest.mark.parametrize("max_tile", [4, 0, -8, 2**31, 64.0, True, "64"])
 def test_max_tile_is_checked(max_tile):
-    with pytest.raises(ValueError, match=r"max_tile is .*; it takes a power of two of 8 to 2\^30"):
+    with pytest.raises(ValueError, match=r"max_tile is .*; it takes an integer of 8 to 1073741824"):
         game2048.setup(max_tile=max_tile)
+
+
+def test_max_tile_is_a_power_of_two():
+    with pytest.raises(ValueError, match="max_tile is 24; it takes a power of two"):
+        game2048.setup(max_tile=24)
+    assert game2048.setup(max_tile=np.uint16(64)).options["max_exponent"] == 6
 
 
 def test_text_and_image():
@@ -218,6 +231,6 @@ def test_text_and_image():
 
 
 def test_down_is_towards_the_last_row():
-    state, _, _ = position([[2, 0], [0, 0]])
-    game2048.slide(state, DOWN)
-    assert reference.tiles(state) == [[0, 0], [2, 0]]
+    state, options, _ = position([[2, 0], [0, 0]])
+    game2048.slide(state, DOWN, options)
+    assert reference.tiles(state, options) == [[0, 0], [2, 0]]

@@ -10,9 +10,9 @@ import random
 
 import numpy as np
 import pytest
+from playing import make_vec, options_of, states_of
 
 from rlmask_envs import game2048
-from rlmask_envs.envs import make_batch, make_record
 
 pyspiel = pytest.importorskip("pyspiel")
 
@@ -33,9 +33,9 @@ def add_tile(spiel, chance):
 
 
 def test_random_games_are_those_of_open_spiel():
-    setup = game2048.setup(max_tile=MAX_TILE)
-    state = make_batch(setup, 1).states.view(np.recarray)[0]
-    options = make_record(setup.options).view(np.recarray)[0]
+    envs = make_vec("Game2048", 1, max_tile=MAX_TILE)
+    (state,), options = states_of(envs), options_of(envs)
+    board = state.board[:4, :4]
     game = pyspiel.load_game("2048", {"max_tile": MAX_TILE})
     chance = random.Random(0)
     num_moves, num_won = 0, 0
@@ -46,7 +46,7 @@ def test_random_games_are_those_of_open_spiel():
         has_merged = False
         while not spiel.is_terminal():
             tiles = tiles_of(spiel)
-            state.board.flat[:] = [EXPONENTS[tile] for tile in tiles]
+            board.flat[:] = [EXPONENTS[tile] for tile in tiles]
             mask = np.zeros(6, np.int8)
             game2048.valid_actions(state, mask, options)
             legal = [action for action in range(4) if tiles_of(spiel.child(action)) != tiles]
@@ -57,13 +57,13 @@ def test_random_games_are_those_of_open_spiel():
             spiel.apply_action(action)
             reward = spiel.rewards()[0]
             has_merged = reward > 0
-            assert game2048.slide(state, action) == reward
-            assert state.board.flatten().tolist() == [EXPONENTS[tile] for tile in tiles_of(spiel)]
-            assert game2048.has_tile(state, options.max_exponent) == spiel.is_terminal()
+            assert game2048.slide(state, action, options) == reward
+            assert board.flatten().tolist() == [EXPONENTS[tile] for tile in tiles_of(spiel)]
+            assert game2048.has_goal(state, options) == spiel.is_terminal()
             if not spiel.is_terminal():
                 add_tile(spiel, chance)
-                state.board.flat[:] = [EXPONENTS[tile] for tile in tiles_of(spiel)]
-                assert game2048.can_move(state) != spiel.is_terminal()
+                board.flat[:] = [EXPONENTS[tile] for tile in tiles_of(spiel)]
+                assert game2048.can_move(state, options) != spiel.is_terminal()
             num_moves += 1
-        num_won += int(game2048.has_tile(state, options.max_exponent))
+        num_won += int(game2048.has_goal(state, options))
     assert num_moves > 80 * NUM_GAMES and 0 < num_won < NUM_GAMES

@@ -7,7 +7,6 @@ from playing import make_vec, options_of, play, states_of
 
 from rlmask_envs import job_shop
 from rlmask_envs.dispatching import dispatch
-from rlmask_envs.envs import make_batch, make_record
 from rlmask_envs.gantt import job_color, tick_for
 from rlmask_envs.job_shop import (
     clear_schedule,
@@ -40,10 +39,9 @@ class Game:
     """One state, and the compiled rules on it."""
 
     def __init__(self, seed=0, **sizes):
-        spec = setup(**sizes)
-        self._batch, self._options = make_batch(spec, 1), make_record(spec.options)
-        self.state = self._batch.states.view(np.recarray)[0]
-        self.options = self._options.view(np.recarray)[0]
+        envs = make_vec("JobShop", 1, **sizes)
+        (self.state,), self.options = states_of(envs), options_of(envs)
+        self.obs = np.zeros(envs.single_observation_space.shape, np.float32)
         self.rng = np.array([seed, 0], np.uint64)
         reset(self.state, self.rng, self.options)
 
@@ -59,10 +57,9 @@ class Game:
         return mask.tolist()
 
     def observe(self):
-        obs = self._batch.obs[0]
-        obs[:] = 0
-        observe(self.state, obs, self.options)
-        return obs
+        self.obs[:] = 0
+        observe(self.state, self.obs, self.options)
+        return self.obs
 
     def operations(self):
         """(job, index, machine, start, end) of all that is scheduled."""
@@ -336,8 +333,8 @@ def test_sizes():
         ({"num_jobs": 101}, "num_jobs is 101; it takes an integer of 2 to 100"),
         ({"num_machines": 21}, "num_machines is 21; it takes an integer of 2 to 20"),
         ({"num_machines": 2.0}, "num_machines is 2.0; it takes an integer of 2 to 20"),
-        ({"instance": "ft07"}, "instance is 'ft07'; it takes 'ft06', 'ft10', 'la01', or None"),
-        ({"instance": 6}, "instance is 6; it takes 'ft06', 'ft10', 'la01', or None"),
+        ({"instance": "ft07"}, "instance is 'ft07'; it takes 'ft06', 'ft10' or 'la01'"),
+        ({"instance": 6}, "instance is 6; it takes 'ft06', 'ft10' or 'la01'"),
         ({"instance": "ft06", "num_jobs": 6}, "num_jobs is 6; it goes with random instances"),
         ({"instance": "ft06", "num_machines": 6}, "num_machines is 6; it goes with random"),
     ],

@@ -1,3 +1,4 @@
+import importlib.abc
 import sys
 from collections import Counter
 from functools import partial
@@ -8,7 +9,7 @@ import pytest
 
 from rlmask.vector import EnvError, Game, check_env, make_vector
 from rlmask.vector.spaces import make_env
-from rlmask_envs.envs import InvalidActionError
+from rlmask_envs.actions import InvalidActionError
 from rlmask_envs.open_spiel import OpenSpielEnv, draw
 from rlmask_envs.opponents import OpponentError, random_action
 from rlmask_envs.text_picture import text_picture
@@ -117,7 +118,13 @@ def trace(env, num_steps=300, seed=0):
     ]
 
 
-@pytest.mark.parametrize("name", ["connect_four", "leduc_poker", "2048", "negotiation"])
+WITHIN = "misere(game=negotiation())"  # which draws for itself, and is what gets the seed
+WITHIN_TWICE = f"zerosum(game={WITHIN})"
+
+
+@pytest.mark.parametrize(
+    "name", ["connect_four", "leduc_poker", "2048", "negotiation", WITHIN, WITHIN_TWICE]
+)
 def test_the_seed_decides_everything(name):
     env = OpenSpielEnv(name)
     first = trace(env)
@@ -126,11 +133,19 @@ def test_the_seed_decides_everything(name):
     assert trace(env, seed=1) != first
 
 
-def test_a_game_that_draws_for_itself_draws_anew():
-    env = OpenSpielEnv("negotiation", seat=0)  # what is to be shared, and what it is worth
+@pytest.mark.parametrize("name", ["negotiation", WITHIN, WITHIN_TWICE])
+def test_a_game_that_draws_for_itself_draws_anew(name):
+    env = OpenSpielEnv(name, seat=0)  # what is to be shared, and what it is worth
     starts = [env.reset(seed=0 if episode == 0 else None)[0] for episode in range(5)]
     assert len({start.tobytes() for start in starts}) > 1
     np.testing.assert_array_equal(env.reset(seed=0)[0], starts[0])
+    plain = OpenSpielEnv("negotiation", seat=0)
+    np.testing.assert_array_equal(plain.reset(seed=0)[0], starts[0])
+
+
+def test_yaml_reads_a_name_of_digits_as_a_number():
+    env = OpenSpielEnv(2048)
+    assert trace(env, 20) == trace(OpenSpielEnv("2048"), 20)
 
 
 @pytest.mark.parametrize("seat", [0, 1])
@@ -217,6 +232,7 @@ def test_an_opponent_that_breaks_the_rules_is_named(opponent, name):
     env.reset(seed=0)
     with pytest.raises(OpponentError, match=name) as error:
         env.step(4)
+    assert isinstance(error.value, gym.error.Error)  # which rlmask says in one line
     assert "for player 1 of tic_tac_toe" in str(error.value)
     assert "valid: 0, 1, 2, 3, 5, 6, 7, 8" in str(error.value)
     with pytest.raises(gym.error.ResetNeeded):  # the game cannot go on
@@ -263,12 +279,14 @@ def test_a_game_without_a_turn_is_left_out():
     for seed in range(20):
         _, info = env.reset(seed=seed)
         assert info["action_mask"].any() and env.state.current_player() == 1
-        assert CALL in env.state.history()
+        moves = [(move.player, move.action) for move in env.state.full_history()]
+        assert [move for move in moves if move[0] >= 0] == [(0, CALL)]
 
 
 def test_a_seat_that_never_has_a_turn_is_an_error():
     env = OpenSpielEnv(WITH_BLINDS, seat=1, opponent=first_valid)  # always folds
-    with pytest.raises(RuntimeError, match=r"universal_poker.*: seat 1 had no turn in 1,000 games"):
+    message = r"universal_poker.*: seat 1 had no turn in 1,000 games"
+    with pytest.raises(gym.error.Error, match=message):
         env.reset(seed=0)
 
 
@@ -292,18 +310,31 @@ def test_points_from_before_the_first_turn_count():
         ({"game": "connect_fuor"}, "no game 'connect_fuor'; did you mean connect_four"),
         ({"game": "backgamon(x=1)"}, "did you mean backgammon"),
         ({"game": "zzz"}, "no game 'zzz'; it has 2048, .*\\.\\.\\."),
+        ({"game": "misere(game=go_()"}, "cannot load 'misere.game=go_..': [^\n]*$"),
         ({"game": "go(board_siz=5)"}, "cannot load .*Unknown parameter 'board_siz'"),
         ({"game": "mfg_garnet"}, "mean_field dynamics"),
         ({"game": "morpion_solitaire"}, "no tensor to observe, only text"),
         ({"game": "crossword"}, "no tensor to observe"),
-        ({"seat": 2}, "seat is 2; connect_four has 2 of them, 0 to 1"),
+        ({"game": "restricted_nash_response(game=negotiation())"}, "takes no seed: Unknown.*'$"),
+        ({"seat": 2}, "seat is 2; connect_four has 2 of them, the integers 0 to 1, and None"),
         ({"seat": -1}, "seat is -1"),
+        ({"seat": 0.5}, "seat is 0.5; .* the integers 0 to 1"),
+        ({"seat": 1.0}, "seat is 1.0"),
+        ({"seat": True}, "seat is True"),
+        ({"seat": "0"}, "seat is '0'"),
+        ({"render_mode": "nonsense"}, "render_mode is 'nonsense'; it takes rgb_array or ansi"),
         ({"opponent": "best"}, "opponent is 'best'; it takes 'random', 'module:function'"),
         ({"opponent": None}, "opponent is None"),
-        ({"opponent": "no_such_module:play"}, "'no_such_module:play' cannot be loaded"),
+        (
+            {"opponent": "no_such_module:play"},
+            "'no_such_module:play' cannot be loaded: No module named 'no_such_module'; its module "
+            "has to be installed or on PYTHONPATH",
+        ),
         ({"opponent": "math:no_such_function"}, "'math:no_such_function' cannot be loaded"),
         ({"opponent": "math:pi"}, "'math:pi' is not a function"),
         ({"opponent": ":play"}, "':play' cannot be loaded"),
+        ({"opponent": ".near:play"}, "'.near:play' cannot be loaded"),
+        ({"opponent": "math:"}, "'math:' cannot be loaded"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):
@@ -320,6 +351,23 @@ def test_a_missing_package_is_one_line(monkeypatch):
     assert str(error.value) == (
         f"{ENV_ID} needs a package that is not installed: no module named 'pyspiel'; "
         "pip install 'rlmask[games]'"
+    )
+
+
+def test_a_package_that_does_not_load_says_why(monkeypatch):
+    """A module that is there is not said to be missing."""
+
+    class Broken(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "pyspiel":
+                raise ImportError("libfoo.so.1: cannot open shared object file", name=name)
+
+    monkeypatch.delitem(sys.modules, "pyspiel")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(gym.error.DependencyNotInstalled) as error:
+        OpenSpielEnv()
+    assert str(error.value) == (
+        "libfoo.so.1: cannot open shared object file; pip install 'rlmask[games]'"
     )
 
 
@@ -351,9 +399,11 @@ def test_text_and_picture():
 
 
 def test_a_picture_shows_every_letter():
-    plain = text_picture("  ")
-    for letter in "aZ0.|_#*=,()[]<>'~♠🂠§":
+    plain, unknown = text_picture("  "), text_picture("? ")
+    for letter in "aZ0.|_#*=,()[]<>'~♠🂠":
         assert (text_picture(letter + " ") != plain).any()
+        assert (text_picture(letter + " ") != unknown).any()
+    assert (text_picture("§ ") == unknown).all() and (unknown != plain).any()
     assert (text_picture("x") != text_picture("o")).any()
     assert text_picture("").size and text_picture("a\n\nb").shape[0] > text_picture("a").shape[0]
 
@@ -361,6 +411,7 @@ def test_a_picture_shows_every_letter():
 def test_backgammon_keeps_the_mask_contract():
     game = Game(env_id=ENV_ID, env_kwargs={"game": "backgammon"})
     findings = check_env(game, 500, 0)
+    assert findings
     assert not [finding for finding in findings if finding.level != "ok"]
 
 

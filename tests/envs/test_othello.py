@@ -28,7 +28,7 @@ def one(rows=None, **keywords):
         cells = [(y, x, letter) for y, row in rows.items() for x, letter in enumerate(row)]
         for player in (AGENT, OPPONENT):
             state.stones[player] = bits((y, x) for y, x, letter in cells if letter == "XO"[player])
-        state.moves = othello.moves_of(state, AGENT)
+        state.moves = othello.moves_of(state, state.player)
     return state, envs._batch.rngs[0], options_of(envs)
 
 
@@ -259,7 +259,7 @@ def test_reset_sets_every_field():
     envs, other = make_vec("Othello", 8), make_vec("Othello", 8)
     for _ in play(envs, 10):
         pass
-    envs._batch.states.view(np.uint8)[:] = 77
+    states_of(envs).view(np.uint8)[:] = 77
     envs.reset(seed=5)
     other.reset(seed=5)
     for name in states_of(envs).dtype.names:
@@ -269,8 +269,9 @@ def test_reset_sets_every_field():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"opponent": "perfect"}, "opponent is 'perfect'; it takes random or heuristic"),
-        ({"seat": "black"}, "seat is 'black'; it takes first, second or random"),
+        ({"opponent": "perfect"}, "it takes 'random', 'heuristic' or 'none'"),
+        ({"seat": "black"}, "seat is 'black'; it takes 'first', 'second' or 'random'"),
+        ({"opponent": "none", "seat": "first"}, "seat is 'first'; without an opponent"),
     ],
 )
 def test_what_setup_refuses(keywords, message):

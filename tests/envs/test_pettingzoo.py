@@ -1,4 +1,6 @@
+import subprocess
 import sys
+import types
 from collections import Counter
 
 import gymnasium as gym
@@ -6,10 +8,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rlmask.vector import EnvError, Game, check_env, make_vector
+from rlmask.vector import EnvError, Game, MaskError, check_env, make_vector
 from rlmask.vector.spaces import make_env
-from rlmask_envs.envs import InvalidActionError
-from rlmask_envs.opponents import OpponentError, random_action
+from rlmask_envs.actions import InvalidActionError
+from rlmask_envs.opponents import GameError, OpponentError, random_action
 from rlmask_envs.pettingzoo import PettingZooEnv
 
 pettingzoo = pytest.importorskip("pettingzoo", reason="needs the extra `games`")
@@ -28,7 +30,7 @@ class Round(pettingzoo.AECEnv):
 
     After turn t (from 0) agent i is given 10 ** t * (i + 1). The action t % 3 is invalid. All
     observations and masks are the same arrays, written over. With `drop` the last agent ends after
-    its first turn, the others go on.
+    its first turn, the others go on. `mask` is given to `whose` in place of its own.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class Round(pettingzoo.AECEnv):
         start=0,
         drop=False,
         odd_seat=False,
+        mask=None,
+        whose=None,
         render_mode=None,
     ):
         self.metadata = {"render_modes": ["human", "ansi"], "name": "round"}
@@ -47,6 +51,7 @@ class Round(pettingzoo.AECEnv):
         self.possible_agents = ["a", "b", "c"]
         self.mask_in, self.end, self.drop = mask_in, end, drop
         self.start, self.odd_seat = start, odd_seat
+        self.wrong, self.whose = mask, whose
         self.obs, self.mask = np.zeros(2, dtype), np.zeros(3, np.int8)
         self.box = spaces.Box(0, high, (2,), dtype)
 
@@ -79,11 +84,8 @@ class Round(pettingzoo.AECEnv):
 
     def observe(self, agent):
         self.obs[:] = self.possible_agents.index(agent), self.turn
-        return (
-            {"observation": self.obs, "action_mask": self.mask}
-            if self.mask_in == "obs"
-            else self.obs
-        )
+        mask = self.wrong if agent == self.whose else self.mask
+        return {"observation": self.obs, "action_mask": mask} if self.mask_in == "obs" else self.obs
 
     def step(self, action):
         agent = self.agent_selection
@@ -128,6 +130,14 @@ class Never(Round):
         self.terminations = dict.fromkeys(self.agents, True)
 
 
+class Windowed(Round):
+    """Shows itself in a window only."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.metadata = {"render_modes": ["human"]}
+
+
 class Forgets(Round):
     """Drops an agent before it is told so."""
 
@@ -150,7 +160,7 @@ def make_round(seat=None, opponent=first_valid, render_mode=None, **kwargs):
         f"{__name__}:Round",
         seat=seat,
         opponent=opponent,
-        env_kwargs=kwargs,
+        game_kwargs=kwargs,
         render_mode=render_mode,
     )
 
@@ -302,14 +312,14 @@ def test_a_game_without_a_turn_is_left_out():
 
 def test_a_seat_that_never_has_a_turn_is_an_error():
     env = PettingZooEnv(f"{__name__}:Never", seat=1, opponent=first_valid)
-    with pytest.raises(RuntimeError, match=r"Never: seat 1 had no turn in 1,000 games"):
+    with pytest.raises(gym.error.Error, match=r"Never: seat 1 had no turn in 1,000 games"):
         env.reset(seed=0)
 
 
 def test_a_game_that_forgets_the_agent_is_an_error():
     env = PettingZooEnv(f"{__name__}:Forgets", seat=1, opponent=first_valid)
     env.reset(seed=0)
-    with pytest.raises(RuntimeError, match=r"Forgets ended without a last turn of b"):
+    with pytest.raises(gym.error.Error, match=r"Forgets ended without a last turn of b"):
         env.step(0)
 
 
@@ -362,6 +372,7 @@ def test_an_opponent_that_breaks_the_rules_is_named(opponent):
     env.reset(seed=0)
     with pytest.raises(OpponentError, match=opponent.__name__) as error:
         env.step(4)
+    assert isinstance(error.value, gym.error.Error)  # which rlmask says in one line
     assert "for player_2 of tictactoe_v3" in str(error.value)
     assert "valid: 0, 1, 2, 3, 5, 6, 7, 8" in str(error.value)
     with pytest.raises(gym.error.ResetNeeded):  # the game cannot go on
@@ -407,15 +418,121 @@ def test_observations_are_floats_unless_they_are_bytes(dtype, high, expected, ma
     assert obs.dtype == expected and obs in env.observation_space
 
 
-def test_a_game_must_have_masks():
-    with pytest.raises(ValueError, match="Round gives a no action_mask, neither with its obs"):
-        make_round(0, mask_in="none").reset(seed=0)
-    with pytest.raises(ValueError, match="Round leaves a no valid action, though it has not term"):
-        make_round(1, mask_in="empty").reset(seed=0)
+@pytest.mark.parametrize("seat", [0, 1])
+def test_a_game_must_have_masks(seat):
+    message = "Round gives a no action_mask, neither with its obs"
+    with pytest.raises(gym.error.Error, match=message):
+        make_round(seat, mask_in="none").reset(seed=0)
+
+
+WRONG = {  # each would be a mask if it was cast to int8
+    "has 0.5 at 1, which is neither 0 nor 1": np.array([1, 0.5, 1]),
+    "has 256 at 2, which is neither 0 nor 1": np.array([1, 1, 256]),
+    "has -1 at 0, which is neither 0 nor 1": np.array([-1, 1, 1]),
+    "has nan at 1, which is neither 0 nor 1": np.array([1, np.nan, 1]),
+    r"has shape \(2,\), not \(3,\)": np.ones(2, np.int8),
+    r"has shape \(1, 3\), not \(3,\)": np.ones((1, 3), np.int8),
+    r"has shape \(\), not \(3,\)": np.int8(1),
+    "is of <U1, not 0 and 1": np.array(["1", "0", "1"]),
+    "is of object, not 0 and 1": np.array([1, None, 1]),
+}
+
+
+@pytest.mark.parametrize("whose", ["a", "b"])
+@pytest.mark.parametrize("problem", WRONG)
+def test_a_mask_is_not_cast_before_it_is_checked(whose, problem):
+    env = make_round(1, mask=WRONG[problem], whose=whose)  # `a` is an opponent, `b` the agent
+    with pytest.raises(GameError, match=f"^the action_mask of {whose} of .*Round {problem}$"):
+        env.reset(seed=0)
+
+
+@pytest.mark.parametrize("mask", [[1, 0, 1], np.array([True, False, True]), np.array([1.0, 0, 1])])
+def test_a_mask_of_other_numbers_is_int8_and_a_copy(mask):
+    _, info = make_round(0, mask=mask, whose="a").reset(seed=0)
+    assert info["action_mask"].tolist() == [1, 0, 1] and info["action_mask"].dtype == np.int8
+    info["action_mask"][:] = 0
+    assert np.array_equal(mask, [1, 0, 1])
+
+
+def test_an_opponent_is_held_to_the_actions_of_its_own():
+    env = make_round(0, odd_seat=True)  # `b` has four actions, but a mask for three
+    env.reset(seed=0)
+    with pytest.raises(GameError, match=r"action_mask of b .*has shape \(3,\), not \(4,\)"):
+        env.step(1)
+
+
+def test_an_opponent_needs_a_valid_action():
+    for opponent in (first_valid, "random"):
+        env = make_round(1, opponent, mask_in="empty")
+        with pytest.raises(GameError, match=r"^a of .*Round has no valid action, though"):
+            env.reset(seed=0)
+
+
+def test_whether_the_agent_has_a_valid_action_is_for_rlmask_to_say():
+    _, info = make_round(0, mask_in="empty").reset(seed=0)
+    assert info["action_mask"].tolist() == [0, 0, 0]
+    kwargs = {"game": f"{__name__}:Round", "seat": 0, "game_kwargs": {"mask_in": "empty"}}
+    with pytest.raises(MaskError, match="env 0, episode 1, step 0: no action is valid"):
+        make_vector((Game(env_id=ENV_ID, env_kwargs=kwargs),), 1, 0, vectorization="sync").reset()
 
 
 def not_aec(**kwargs):
-    return gym.Env()
+    raise AssertionError("was called")
+
+
+class NotAEC:
+    def __init__(self, **kwargs):
+        raise AssertionError("was called")
+
+
+def test_a_config_calls_nothing_but_games(tmp_path):
+    """Whatever a YAML names is looked at before it is called."""
+    file = tmp_path / "made"
+    for args in (["touch", str(file)], f"touch {file}"):
+        kwargs = {"args": args, "shell": isinstance(args, str), "check": True}
+        for game in ("subprocess:run", "subprocess:Popen", "subprocess:check_call"):
+            with pytest.raises(EnvError, match=f"{game} is not a class of AEC envs of PettingZoo"):
+                make_env(ENV_ID, {"game": game, "game_kwargs": kwargs})
+    assert not file.exists()
+    subprocess.run(**kwargs)  # as it would have done
+    assert file.exists()
+
+
+@pytest.mark.parametrize("names", [("env", "raw_env"), ("raw_env",)])
+def test_a_game_may_be_named_by_its_module(monkeypatch, names):
+    made = []
+
+    def env(**kwargs):
+        made.append(kwargs)
+        return Round(**kwargs)
+
+    module = types.ModuleType("my_package.my_game")
+    for name in names:
+        setattr(module, name, env if name == names[0] else not_aec)
+    monkeypatch.setitem(sys.modules, "my_package", types.ModuleType("my_package"))
+    monkeypatch.setitem(sys.modules, "my_package.my_game", module)
+    played = PettingZooEnv("my_package.my_game", seat=0, game_kwargs={"drop": True})
+    assert made == [{"drop": True}] and played.game.drop
+    played.reset(seed=0)
+
+
+def test_a_module_of_pettingzoo_is_the_game_of_its_name():
+    own = PettingZooEnv("pettingzoo.classic.tictactoe.tictactoe")
+    assert trace(own) == trace(PettingZooEnv("tictactoe_v3"))
+    assert type(own.game).__name__ == "raw_env"
+
+
+def test_a_module_of_something_else_is_not_called(monkeypatch):
+    module = types.ModuleType("my_package.my_game")
+    module.env = not_aec
+    monkeypatch.setitem(sys.modules, "my_package", types.ModuleType("my_package"))
+    monkeypatch.setitem(sys.modules, "my_package.my_game", module)
+    with pytest.raises(ValueError, match=r"my_package\.my_game has no `raw_env`, as PettingZoo's"):
+        PettingZooEnv("my_package.my_game")
+    module.raw_env = lambda **kwargs: gym.Env()
+    module.env = module.raw_env
+    with pytest.raises(ValueError, match="which is not an AEC env"):
+        PettingZooEnv("my_package.my_game")
 
 
 @pytest.mark.parametrize(
@@ -425,14 +542,24 @@ def not_aec(**kwargs):
         ({"game": "connect_four_v2"}, "did you mean connect_four_v3"),
         ({"game": "gin_rummy_v4"}, "PettingZoo has no game 'gin_rummy_v4'; it has chess_v6, "),
         ({"game": "rps_v2"}, "rps_v2 shows player_0 Discrete.*; a Box, and perhaps a mask"),
-        ({"game": f"{__name__}:not_aec"}, "which is not an AEC env"),
+        ({"game": f"{__name__}:not_aec"}, "not_aec is not a class of AEC envs"),
+        ({"game": f"{__name__}:NotAEC"}, "NotAEC is not a class of AEC envs"),
         ({"game": f"{__name__}:nothing"}, "nothing' cannot be loaded"),
-        ({"seat": 2}, "seat is 2; connect_four_v3 has 2 of them, 0 to 1"),
+        ({"game": "no_such.module"}, "cannot be loaded: No module.*installed or on PYTHONPATH"),
+        ({"game": "os.path"}, r"the module os\.path has no `raw_env`"),
+        ({"game": "subprocess"}, "PettingZoo has no game 'subprocess'"),
+        ({"seat": 2}, "seat is 2; connect_four_v3 has 2 of them, the integers 0 to 1"),
         ({"seat": -1}, "seat is -1"),
+        ({"seat": 0.5}, "seat is 0.5"),
+        ({"seat": True}, "seat is True"),
         ({"opponent": "best"}, "opponent is 'best'"),
-        ({"render_mode": "ansi"}, "render_mode is 'ansi'; connect_four_v3 has rgb_array"),
-        ({"game": f"{__name__}:Round", "env_kwargs": {"start": 1}}, "a Discrete from 0 is needed"),
-        ({"game": f"{__name__}:Round", "env_kwargs": {"odd_seat": True}}, "choose one with `seat`"),
+        ({"render_mode": "ansi"}, "render_mode is 'ansi'; it takes rgb_array$"),
+        ({"game": f"{__name__}:Windowed", "render_mode": "ansi"}, "is 'ansi'; it takes none$"),
+        ({"game": f"{__name__}:Round", "game_kwargs": {"start": 1}}, "a Discrete from 0 is needed"),
+        (
+            {"game": f"{__name__}:Round", "game_kwargs": {"odd_seat": True}},
+            "choose one with `seat`",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):
@@ -442,7 +569,7 @@ def test_a_wrong_setting_is_named(settings, message):
 
 def test_a_wrong_keyword_for_the_game_is_one_line():
     with pytest.raises(EnvError, match=r"does not take these env_kwargs: .*'bord_size'"):
-        make_env(ENV_ID, {"env_kwargs": {"bord_size": 5}})
+        make_env(ENV_ID, {"game_kwargs": {"bord_size": 5}})
 
 
 @pytest.mark.parametrize(
@@ -450,9 +577,14 @@ def test_a_wrong_keyword_for_the_game_is_one_line():
     [
         ("pettingzoo", "connect_four_v3", "pip install 'rlmask[games]'"),
         ("pettingzoo.classic.go.go", "go_v5", "pip install 'pettingzoo[classic]'"),
+        ("pygame", "go_v5", "pip install 'rlmask[games]'"),
+        ("rlcard", "texas_holdem_no_limit_v6", "pip install 'rlmask[games]'"),
     ],
 )
 def test_a_missing_package_is_one_line(monkeypatch, module, game, command):
+    loaded = [name for name in sys.modules if name.startswith("pettingzoo.classic")]
+    for name in loaded:  # so that it is imported anew
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(gym.error.DependencyNotInstalled):
         PettingZooEnv(game)
@@ -463,12 +595,26 @@ def test_a_missing_package_is_one_line(monkeypatch, module, game, command):
     )
 
 
+def test_an_old_version_is_refused(monkeypatch):
+    """It has no registry."""
+    monkeypatch.delattr(pettingzoo, "aec_registry")
+    monkeypatch.setattr(pettingzoo, "__version__", "1.24.3")
+    with pytest.raises(EnvError) as error:
+        make_env(ENV_ID, {})
+    assert str(error.value) == (
+        f"{ENV_ID} needs a package that is not installed: pettingzoo is 1.24.3; it has to be 1.27 "
+        "or later; pip install 'rlmask[games]'"
+    )
+
+
 def test_what_the_game_renders():
     env = make_round(0, render_mode="ansi")
+    with pytest.raises(gym.error.ResetNeeded, match="nothing to see yet"):
+        env.render()
     env.reset(seed=0)
     assert env.render() == "turn 0" and env.metadata["render_modes"] == ["ansi"]
     assert make_round(0).render() is None
-    env = PettingZooEnv("tictactoe_v3", env_kwargs={"screen_height": 60}, render_mode="rgb_array")
+    env = PettingZooEnv("tictactoe_v3", game_kwargs={"screen_height": 60}, render_mode="rgb_array")
     env.reset(seed=0)
     assert env.render().shape == (60, 60, 3)
     env.close()
@@ -476,6 +622,7 @@ def test_what_the_game_renders():
 
 def test_connect_four_keeps_the_mask_contract():
     findings = check_env(Game(env_id=ENV_ID), 500, 0)
+    assert findings
     assert not [finding for finding in findings if finding.level != "ok"]
 
 

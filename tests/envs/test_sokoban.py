@@ -1,5 +1,6 @@
 from collections import deque
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from playing import draw, make_vec, options_of, play, states_of
@@ -270,6 +271,12 @@ def test_play_keeps_boxes_and_counts_them_right(sizes):
         seen |= {mask.tobytes() for mask in info["action_mask"]}
     assert solved > 0
     assert len(seen) == 15  # every subset of four directions but the empty one
+
+
+def test_every_solution_fits_into_the_time_limit():
+    limit = gym.spec("rlmask/Sokoban-v0").max_episode_steps
+    assert limit == sokoban.MOST_MOVES == 120
+    assert f"after {limit} steps" in sokoban.__doc__ and f"of {limit} moves" in sokoban.__doc__
 
 
 def test_an_episode_ends_after_120_steps():

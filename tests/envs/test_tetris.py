@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from playing import make_vec, play, states_of
+from playing import make_vec, options_of, play, states_of
 from reference_games import tetris as reference
 
 from rlmask_envs import tetris
-from rlmask_envs.envs import make_batch, make_record
 from rlmask_envs.suite import DOWN, LEFT, PRIMARY, RIGHT, UP
 
 I, O, T, S, Z, J, L = range(7)  # noqa: E741
@@ -15,12 +14,12 @@ EMPTY = ["." * 10] * 10
 
 def position(rows, piece=O, turns=0, y=0, x=0, next_piece=O):
     """Return a state, its options, and randomness; # is a filled cell of an O."""
-    setup = tetris.setup(height=len(rows), width=len(rows[0]))
-    state = make_batch(setup, 1).states.view(np.recarray)[0]
-    state.cells[:] = [[O + 1 if mark == "#" else 0 for mark in row] for row in rows]
+    height, width = len(rows), len(rows[0])
+    envs = make_vec("Tetris", 1, height=height, width=width)
+    (state,) = states_of(envs)
+    state.cells[:height, :width] = [[O + 1 if mark == "#" else 0 for mark in row] for row in rows]
     state.piece, state.turns, state.y, state.x, state.next_piece = piece, turns, y, x, next_piece
-    options = make_record(setup.options).view(np.recarray)[0]
-    return state, options, np.zeros(2, np.uint64)
+    return state, options_of(envs), np.zeros(2, np.uint64)
 
 
 def well(*rows):

@@ -4,5 +4,5 @@ EMPTY = 2
 
 
 def valid(state, options):
-    """Return for each column whether the agent may drop a stone into it."""
+    """Return for each column whether one may drop a stone into it."""
     return [EMPTY in state.board[:, x].tolist() for x in range(options.width)]

@@ -31,12 +31,13 @@ def moved(rows, action):
     return [squeeze(row) for row in rows]
 
 
-def tiles(state):
+def tiles(state, options):
     """Return the rows of a state as numbers of the tiles, 0 where there is none."""
-    return [[2 ** int(exponent) if exponent else 0 for exponent in row] for row in state.board]
+    board = state.board[: options.side, : options.side]
+    return [[2 ** int(exponent) if exponent else 0 for exponent in row] for row in board]
 
 
 def valid(state, options):
     """Return for each action whether the rules allow it."""
-    rows = tiles(state)
+    rows = tiles(state, options)
     return [moved(rows, action) != rows for action in range(4)] + [False, False]

@@ -30,7 +30,8 @@ def moves(own, other):
 
 def valid(state, options):
     """Return for each action whether the rules allow it."""
-    own, other = (squares(bits) for bits in state.stones)
+    stones = [squares(bits) for bits in state.stones]
+    own, other = stones[state.player], stones[1 - state.player]
     places = moves(own, other)
     must_pass = not any(places) and any(moves(other, own))
     return [*places, must_pass]

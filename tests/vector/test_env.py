@@ -529,3 +529,19 @@ def test_invalid_actions_are_still_counted_after_a_restore():
     twin.step(2)
     ended = twin.step(2)[-1]
     assert (ended.episode.invalid_actions, ended.episode.episode_length) == (2, 4)
+
+
+def test_what_an_env_says_in_gymnasiums_words_is_one_line():
+    with pytest.raises(EnvError, match="Breaks-v0: the opponent failed at a reset"):
+        join((Game(env_id=env_id("Breaks"), env_kwargs={"reset": 1}),))
+    env = make_env("Breaks", step=2)
+    env.reset()
+    env.step(0)
+    with pytest.raises(
+        EnvError, match=r"Breaks-v0, env 0, .* step \d: the opponent failed"
+    ):
+        env.step(0)
+    env = make_env("Breaks", reset=2)
+    env.reset()
+    with pytest.raises(EnvError, match="episode 2, step 0: the opponent failed at a reset"):
+        env.reset()

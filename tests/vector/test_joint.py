@@ -5,6 +5,7 @@ import torch
 from envs_for_tests import assert_same_steps, counter_mask, env_id, play
 from gymnasium import spaces
 
+from rlmask.ops import InvalidActionError
 from rlmask.vector import Game, JointVector, SpaceError, make_vector
 
 IDS = (0, 1, 2)
@@ -74,11 +75,16 @@ def masks_now(joint):
 @pytest.mark.parametrize(
     "other",
     [
-        Game(env_id=env_id("NativeSpaces")),  # discrete
-        Game(env_id=env_id("NativeSpaces"), env_kwargs={"observation": spaces.Box(0, 1, (3,))}),
+        Game(env_id=env_id("NativeSpaces"), action_ids=IDS),  # discrete
+        Game(
+            env_id=env_id("NativeSpaces"),
+            env_kwargs={"observation": spaces.Box(0, 1, (3,))},
+            action_ids=IDS,
+        ),
         Game(
             env_id=env_id("NativeSpaces"),
             env_kwargs={"observation": spaces.Box(-9, 9, (2,)), "action": spaces.Discrete(4)},
+            action_ids=(0, 1, 2, 3),
         ),
     ],
 )
@@ -88,6 +94,26 @@ def test_other_spaces_are_refused(other):
     if other.env_kwargs == {}:
         with pytest.raises(SpaceError, match="do not share"):
             make((other, replace(other)), 4)
+
+
+def test_action_ids_are_needed():
+    """That two games have the same number of actions does not make them the same."""
+    with pytest.raises(SpaceError, match=r"CountersWithState.* action_ids 0 to 2"):
+        make((replace(GAMES[0], action_ids=None),) * 2, 4)
+
+
+def test_an_invalid_action_moves_no_game():
+    joint = make(GAMES[:2], 6)
+    _, mask = joint.reset()
+    while mask[5].all():
+        step = play(joint, mask, 1)[1][0]
+        obs, mask = step.obs, step.action_mask
+    action = mask.int().argmax(1)
+    action[5] = int(mask[5].int().argmin())
+    with pytest.raises(InvalidActionError, match=r"env 5.* action \[?\d"):
+        joint.step(action)
+    action[5] = int(mask[5].int().argmax())
+    assert torch.equal(joint.step(action).reward, obs[:, 1] + 1)  # none has moved before
 
 
 def test_an_even_share_is_needed():

@@ -9,7 +9,16 @@ from torch.testing import assert_close
 
 from rlmask.ops import InvalidActionError
 from rlmask.types import ActionSpec, ObsSpec
-from rlmask.vector import Game, MaskedEnv, MaskError, ReplayWarning, SpaceError, join, make_vector
+from rlmask.vector import (
+    Game,
+    MaskedEnv,
+    MaskError,
+    ReplayWarning,
+    SpaceError,
+    game_names,
+    join,
+    make_vector,
+)
 
 SEED = 2
 
@@ -38,6 +47,18 @@ GRIDS = (
 
 def to_local(action_ids, action):
     return action_ids.index(action)
+
+
+def test_games_of_one_id_are_named_by_what_differs():
+    pong, breakout = (game("Atari", game=name, skip=4) for name in ("pong", "breakout"))
+    other = game("Corridor")
+    names = game_names((pong, other, breakout))
+    assert names == [env_id("Atari") + "-pong", env_id("Corridor"), env_id("Atari") + "-breakout"]
+    assert game_names((pong, pong)) == [env_id("Atari") + "-0", env_id("Atari") + "-1"]
+    long = game("Atari", game="x" * 50, skip=4)
+    assert game_names((pong, long)) == [env_id("Atari") + "-pong", env_id("Atari") + "-1"]
+    numbered = game("Atari", game="0"), game("Atari", game="z" * 50), game("Atari", game="1")
+    assert len(set(game_names(numbered))) == 3
 
 
 def test_discrete_games_have_rows_of_their_own():
