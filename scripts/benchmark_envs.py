@@ -3,13 +3,15 @@
     python scripts/benchmark_envs.py               # native games, and peers that are installed
     pip install pgx jumanji open_spiel             # (each in an env of its own if they disagree)
 
-What is timed is `step` of the vector env that `gymnasium.make_vec` gives: N = 1024 copies on all
-cores, actions checked, masks, episodes restarted within the step, arrays copied for the caller.
-Actions are drawn before, outside of the time. `single` is one `gymnasium.make` env, as people use
-it. Of a peer, the same game in the way that is fastest there: Pgx and Jumanji compile step, reset
-and a masked random policy for 1024 copies into one loop (JAX, on the CPU): their figure holds the
-drawing too; OpenSpiel is called from Python, state by state. All in one process, in turn, in
-several rounds; medians, in thousands of steps a second.
+`native` is the vector env that `gymnasium.make_vec` gives: N = 1024 copies on all cores, actions
+checked, masks, episodes restarted within the step, arrays copied for the caller. `step` is the time
+of its `step` alone; `drawing` has the drawing of random valid actions by NumPy besides. `single` is
+one `gymnasium.make` env, as people use it, drawing included. Of a peer, the same game in the way
+that is fastest there: Pgx and Jumanji compile step, reset and a masked random policy for 1024
+copies into one loop (JAX, on the CPU); OpenSpiel is called from Python, state by state. In games
+for two, a native step is two plies, the agent's and the opponent's; a peer's is one, so that its
+figure is halved. All in one process, in turn, in several rounds; medians, in thousands of steps a
+second.
 """
 
 import argparse
@@ -40,6 +42,9 @@ TARGETS = {  # thousands of steps a second on two cores
 SIZES = {"CVRP": {"num_customers": 50}, "JobShop": {"num_jobs": 10, "num_machines": 10}}
 
 
+TWO_PLAYERS = ("ConnectFour", "Othello")  # a step is the agent's ply and the opponent's
+
+
 class Contestant(NamedTuple):
     """One way to play one game."""
 
@@ -48,7 +53,9 @@ class Contestant(NamedTuple):
     run: Callable[[], float]  # plays for a while; returns steps a second
 
 
-def native(name: str, steps: int, num_threads: int | None = None) -> Contestant:
+def native(
+    name: str, steps: int, num_threads: int | None = None, drawing: bool = False
+) -> Contestant:
     """A native game as a vector env."""
     envs = gym.make_vec(
         f"rlmask/{name}-v0", NUM_ENVS, num_threads=num_threads, **SIZES.get(name, {})
@@ -60,14 +67,17 @@ def native(name: str, steps: int, num_threads: int | None = None) -> Contestant:
         nonlocal mask
         seconds = 0.0
         for _ in range(steps):
-            action = (rng.random(mask.shape, np.float32) * mask).argmax(1)
             start = time.perf_counter()
+            action = (rng.random(mask.shape, np.float32) * mask).argmax(1)
+            if not drawing:
+                start = time.perf_counter()
             *_, info = envs.step(action)
             seconds += time.perf_counter() - start
             mask = info["action_mask"]
         return NUM_ENVS * steps / seconds
 
-    return Contestant(name, f"native, {num_threads or 'all'} threads", run)
+    what = "drawing" if drawing else "step" if num_threads is None else "step, 1 thread"
+    return Contestant(name, f"native, {what}", run)
 
 
 def single(name: str, steps: int) -> Contestant:
@@ -88,6 +98,11 @@ def single(name: str, steps: int) -> Contestant:
         return steps / (time.perf_counter() - start)
 
     return Contestant(name, "native, single", run)
+
+
+def halved(run: Callable[[], float]) -> Callable[[], float]:
+    """Return plies a second as steps a second."""
+    return lambda: run() / 2
 
 
 def pgx_game(name: str, pgx_name: str, steps: int) -> Contestant:
@@ -120,7 +135,7 @@ def pgx_game(name: str, pgx_name: str, steps: int) -> Contestant:
         state, key = jax.block_until_ready(many(state, key))
         return NUM_ENVS * steps / (time.perf_counter() - start)
 
-    return Contestant(name, "Pgx", run)
+    return Contestant(name, "Pgx", halved(run) if name in TWO_PLAYERS else run)
 
 
 def jumanji_game(name: str, make: Callable[[], Any], steps: int) -> Contestant:
@@ -184,7 +199,7 @@ def open_spiel_game(name: str, open_spiel_name: str, steps: int) -> Contestant:
                 state = game.new_initial_state()
         return steps / (time.perf_counter() - start)
 
-    return Contestant(name, "OpenSpiel", run)
+    return Contestant(name, "OpenSpiel", halved(run) if name in TWO_PLAYERS else run)
 
 
 def peers(name: str) -> list[Contestant]:
@@ -195,16 +210,17 @@ def peers(name: str) -> list[Contestant]:
         found.append(pgx_game(name, pgx_names[name], 100))
     if importlib.util.find_spec("jumanji"):
         import jumanji
+        from jumanji.environments import CVRP
+        from jumanji.environments.routing.cvrp.generator import UniformGenerator
 
         makers = {
             "Snake": lambda: jumanji.make("Snake-v1", num_rows=10, num_cols=10),
             "Game2048": lambda: jumanji.make("Game2048-v1"),
-            "Tetris": lambda: jumanji.make("Tetris-v0", num_rows=10, num_cols=10),
             "Minesweeper": lambda: jumanji.make("Minesweeper-v0"),
-            "CVRP": lambda: jumanji.make("CVRP-v1"),
-            "Sokoban": None,  # downloads its levels
+            "CVRP": lambda: CVRP(generator=UniformGenerator(50, 40, 9)),
+            # other rules: Tetris places a piece at once, JobShop runs in time; Sokoban downloads
         }
-        if makers.get(name):
+        if name in makers:
             found.append(jumanji_game(name, makers[name], 20))
     open_spiel_names = {"ConnectFour": "connect_four", "Othello": "othello", "Game2048": "2048"}
     if name in open_spiel_names and importlib.util.find_spec("pyspiel"):
@@ -222,6 +238,7 @@ def main() -> None:
     for name in arguments.games:
         contestants = [
             native(name, arguments.steps),
+            native(name, arguments.steps, drawing=True),
             native(name, arguments.steps, num_threads=1),
             single(name, 1000),
             *peers(name),
@@ -233,7 +250,7 @@ def main() -> None:
             for contestant in contestants:
                 speeds[contestant.who].append(contestant.run() / 1000)
         for who, figures in speeds.items():
-            aim = f"   aim {TARGETS[name]:,}" if who == "native, all threads" else ""
+            aim = f"   aim {TARGETS[name]:,}" if who == "native, step" else ""
             print(
                 f"{name:12} {who:20} {statistics.median(figures):10,.0f} "
                 f"[{min(figures):,.0f}, {max(figures):,.0f}]{aim}",

@@ -6,7 +6,8 @@
 Each mask is compared with the rules as `tests/reference_games` has them: written once more, in
 ordinary Python, from the state of the game. Counted too are masks without a valid action, and the
 whole play is done again with another number of threads: every observation, mask, reward and end has
-to be the same. Exit code 1 if anything differs.
+to be the same. Exit code 1 if anything differs. (Other sizes, the masks of truncated states and
+those after a reset are compared in tests/envs/test_contract.py.)
 """
 
 import argparse
@@ -91,7 +92,8 @@ def play(envs: gym.vector.VectorEnv, steps: int):
 def digest(seen: tuple, before: int) -> int:
     """Return a checksum of all that is to be seen after a step."""
     obs, reward_end, info = seen
-    for array in (obs, *reward_end, info["action_mask"]):
+    final = (info["final_obs"], info["final_info"]["action_mask"]) if "final_obs" in info else ()
+    for array in (obs, *reward_end, info["action_mask"], *final):
         before = crc32(np.ascontiguousarray(array), before)
     return before
 

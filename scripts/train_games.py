@@ -4,7 +4,7 @@
     python scripts/train_games.py --games snake cvrp --out runs/games
 
 Each row is `rlmask train configs/ppo/GAME.yaml`, in a process of its own, timed from start to exit
-with its final evaluation of 100 greedy episodes; one after the other. The random policy draws from
+with its final evaluation of 100 episodes; one after the other. The random policy draws from
 the valid actions with equal chances, 1,000 episodes of the same env. Where there is a yardstick
 people know, its mean over 200 instances stands beside: nearest neighbour and savings (routing),
 shortest and most work remaining (scheduling). Mean and standard error, as a markdown table.
@@ -72,9 +72,9 @@ def yardstick(game: str, sizes: dict) -> str:
         found = {"spt": [], "mwkr": []}
         for seed in range(200):
             env.reset(seed=seed)
-            state = env.unwrapped._batch.states[0]
+            state = env.unwrapped.state
             for rule, spans in found.items():
-                spans.append(dispatching.dispatch(state["durations"], state["machines"], rule)[0])
+                spans.append(dispatching.dispatch(state.durations, state.machines, rule)[0])
         return ", ".join(f"{name.upper()} {-statistics.fmean(v):.0f}" for name, v in found.items())
     return ""
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--games", nargs="+", choices=list(GAMES), default=list(GAMES))
     parser.add_argument("--out", type=Path, default=Path("runs/games"))
     arguments = parser.parse_args()
-    print("| game | random valid | PPO, greedy | seconds | steps | yardstick |")
+    print("| game | random valid | PPO | seconds | steps | yardstick |")
     print("|---|---|---|---|---|---|", flush=True)
     for game in arguments.games:
         config = ROOT / "configs" / "ppo" / f"{game}.yaml"

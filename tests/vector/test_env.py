@@ -537,9 +537,7 @@ def test_what_an_env_says_in_gymnasiums_words_is_one_line():
     env = make_env("Breaks", step=2)
     env.reset()
     env.step(0)
-    with pytest.raises(
-        EnvError, match=r"Breaks-v0, env 0, .* step \d: the opponent failed"
-    ):
+    with pytest.raises(EnvError, match=r"Breaks-v0, env 0, .* step \d: the opponent failed"):
         env.step(0)
     env = make_env("Breaks", reset=2)
     env.reset()
