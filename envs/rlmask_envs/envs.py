@@ -17,7 +17,7 @@ from rlmask_envs.compiled import CompiledGame, compile_game, first_invalid
 from rlmask_envs.crew import Crew
 from rlmask_envs.drawing import check_render_mode
 from rlmask_envs.rng import stream_keys
-from rlmask_envs.rules import check_setup
+from rlmask_envs.rules import set_up
 
 RENDER_MODES = ("rgb_array", "ansi")
 NEVER = np.iinfo(np.int64).max
@@ -68,7 +68,7 @@ class GameVectorEnv(VectorEnv):
             raise ValueError(f"num_envs is {num_envs}; it has to be at least 1")
         check_render_mode(render_mode, RENDER_MODES)
         self.game = compile_game(game)
-        self.setup = check_setup(self.game.module.setup(**sizes))
+        self.setup = set_up(self.game.module, sizes)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_observation_space = self.setup.observation_space
         self.single_action_space = spaces.Discrete(self.setup.num_actions)
@@ -206,7 +206,7 @@ class GameEnv(gym.Env):
     ) -> None:
         check_render_mode(render_mode, RENDER_MODES)
         self.game = compile_game(game)
-        self.setup = check_setup(self.game.module.setup(**sizes))
+        self.setup = set_up(self.game.module, sizes)
         self.render_mode = render_mode
         self.observation_space = self.setup.observation_space
         self.action_space = spaces.Discrete(self.setup.num_actions)

@@ -12,8 +12,10 @@ that Numba's CUDA target is known not to take. Their arguments:
 `docs/games.md` shows a whole game.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
@@ -85,6 +87,23 @@ def text(state: Any, options: Any) -> str:
 
 RULES = ("reset", "step", "observe", "valid_actions")  # compiled
 OTHERS = ("setup", "image", "text")
+
+
+def set_up(game: ModuleType, sizes: Mapping[str, Any]) -> Setup:
+    """Return the `Setup` of a game for some keyword arguments.
+
+    Raises:
+        ValueError: if the game does not take one, or not this value of it.
+        TypeError: as `check_setup`.
+    """
+    known = list(inspect.signature(game.setup).parameters)
+    for name in sizes:
+        if name not in known:
+            short = game.__name__.rpartition(".")[2]
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise ValueError(f"{short} has no argument {name}; {hint}")
+    return check_setup(game.setup(**sizes))
 
 
 def check_setup(setup: Setup) -> Setup:

@@ -509,8 +509,13 @@ def test_the_rules_use_nothing_that_a_gpu_has_not(name):
 
 
 def test_an_unknown_argument_or_game_is_an_error():
-    with pytest.raises(TypeError, match="no_such_size"):
-        make_vec("Snake", 2, no_such_size=3)
+    for name, hint in (
+        ("no_such_size", "it takes height, width"),
+        ("heigth", "did you mean height"),
+    ):
+        for make in (make_vec, lambda game, _, **sizes: gym.make(env_id(game), **sizes)):
+            with pytest.raises(ValueError, match=f"snake has no argument {name}; {hint}"):
+                make("Snake", 2, **{name: 3})
     with pytest.raises(TypeError, match="no function reset, step"):
         compiled.check_game(gym)
     with pytest.raises(ValueError, match="num_envs is 0"):
