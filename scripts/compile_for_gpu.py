@@ -3,8 +3,9 @@
     pip install 'numba-cuda[cu12]'
     python scripts/compile_for_gpu.py              # some minutes; needs no GPU
 
-Nothing is run: what is checked is that the four rules of each game, and all that they call, use only
-what that target takes, for a GPU of compute capability 8.0. Exit code 1 if one does not compile.
+Nothing is run: what is checked is that the four rules of each game, and all that they call, use
+only what that target takes, for a GPU of compute capability 8.0. Exit code 1 if one does not
+compile.
 """
 
 import importlib
@@ -12,7 +13,7 @@ import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
-from numba import cuda, types, typeof
+from numba import cuda, typeof, types
 from numba.cuda import compiler, dispatcher
 
 import rlmask_envs  # noqa: F401  registers the games

@@ -1,8 +1,8 @@
 """What a game is: a module with the functions below, and `setup`. This one only says what they are.
 
 The functions are plain scalar Python, compiled by Numba, over arrays of fixed size: they allocate
-nothing, make no objects, raise nothing, and call only each other and `rlmask_envs.rng`, so that they
-compile for a GPU as well (`scripts/compile_for_gpu.py`). Their arguments:
+nothing, make no objects, raise nothing, and call only each other and `rlmask_envs.rng`, so that
+they compile for a GPU as well (`scripts/compile_for_gpu.py`). Their arguments:
 
 - `state`: a record of the dtype that `setup` gives; its fields are numbers and arrays. It holds
   everything that the rest of the episode depends on.
