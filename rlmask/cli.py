@@ -5,6 +5,7 @@ Every error that a user can cause is one line and exit code 2; a signal is 128 p
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -62,9 +63,14 @@ EXPECTED_ERRORS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code."""
+    """Run a command; return the exit code.
+
+    Modules of the working directory can be named in a config; what is installed goes before them.
+    """
     warnings.showwarning = show_warning
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         run_command(list(sys.argv[1:] if arguments is None else arguments))
     except EXPECTED_ERRORS as error:
         return fail(str(error))

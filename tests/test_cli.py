@@ -676,6 +676,17 @@ def test_envs_imports_other_packages_first(rlmask):
     assert "cannot import no_such_package" in errors
 
 
+def test_modules_of_the_working_directory_can_be_named(rlmask, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_mine.py").write_text(
+        "import gymnasium\n\ngymnasium.register('mine/Pole-v0', "
+        "entry_point='gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+    )
+    assert rlmask("check-env", "of_mine:mine/Pole-v0", "--steps", "20")[0] == 0
+    assert sys.path[-1] == str(tmp_path)  # behind all that is installed
+
+
 def test_check_env_plays_the_vector_env_too(rlmask):
     code, output, _ = rlmask("check-env", "rlmask_envs:rlmask/Snake-v0", "--steps", "200")
     assert code == 0

@@ -3,8 +3,8 @@
 An opponent is a function `(obs, mask, rng) -> action`. It is asked at each turn of every player but
 the agent, with that player's observation and mask, which look as the agent's own would, and with
 the env's random numbers: drawn from those, its choices are the same again for the same seed. Named
-as `module:function` it has to be in a module that is installed or on PYTHONPATH; the directory
-where `rlmask` is called is not looked into.
+as `module:function` it has to be in a module that Python finds: installed, on PYTHONPATH, or, for
+the command `rlmask`, in the working directory.
 """
 
 import operator
@@ -42,7 +42,7 @@ def random_action(obs: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -
 def make_opponent(opponent: str | Opponent) -> Opponent:
     """Return an opponent: `random`, a `module:function`, or a function as it is.
 
-    The module has to be installed or on PYTHONPATH.
+    Python has to find the module: installed, on PYTHONPATH, or in the working directory.
 
     Raises:
         ValueError: if it is something else, or is not to be found.
