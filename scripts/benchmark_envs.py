@@ -194,8 +194,9 @@ def open_spiel_game(name: str, open_spiel_name: str, steps: int) -> Contestant:
                 state.apply_action(int(rng.choice(outcomes, p=chances)))
             legal = state.legal_actions()
             state.legal_actions_mask()
-            state.apply_action(legal[rng.integers(len(legal))])
-            if state.is_terminal():
+            if legal:  # its 2048 sometimes lists none where there are some
+                state.apply_action(legal[rng.integers(len(legal))])
+            if state.is_terminal() or not legal:
                 state = game.new_initial_state()
         return steps / (time.perf_counter() - start)
 

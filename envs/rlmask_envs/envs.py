@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlmask_envs.actions import InvalidActionError, check_action, check_integers, refusal
-from rlmask_envs.batch import capture, make_batch, make_options, restore, rows_of
+from rlmask_envs.batch import Batch, capture, make_batch, make_options, restore, rows_of
 from rlmask_envs.compiled import CompiledGame, compile_game, first_invalid
 from rlmask_envs.crew import Crew
 from rlmask_envs.drawing import check_render_mode
@@ -120,13 +120,13 @@ class GameVectorEnv(VectorEnv):
             ValueError: unless they are N integers.
         """
         check_running(self._is_running)
-        batch, own = self._batch, self._own
+        batch = self._batch
         self._actions[:] = check_integers(actions, self.num_envs)
         refused = first_invalid(self._actions, batch.masks)
         if refused >= 0:
             action, mask = self._actions[refused], batch.masks[refused]
             raise refusal(self.game.name, refused, action, mask)
-        loop = self.game.step_some
+        batch, loop = self._fresh(), self.game.step_some
         self._crew.run(partial(loop, batch, self._actions, self._options, self._max_steps, True))
         info = self._masks()
         ended = batch.terminated | batch.truncated
@@ -135,8 +135,7 @@ class GameVectorEnv(VectorEnv):
             info["final_obs"], info["_final_obs"] = rows_of(batch.final_obs, ended), ended
             info["final_info"] = {"action_mask": masks, "_action_mask": ended.copy()}
             info["_final_info"] = ended.copy()
-        terminated, truncated = own(batch.terminated), own(batch.truncated)
-        return own(batch.obs), own(batch.rewards), terminated, truncated, info
+        return batch.obs, batch.rewards, batch.terminated, batch.truncated, info
 
     def capture_state(self) -> dict[str, Any]:
         """Return everything that the rest of the trajectories depends on."""
@@ -164,18 +163,22 @@ class GameVectorEnv(VectorEnv):
         self._crew.end()
 
     def _show(self, begin: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        self._crew.run(partial(self.game.reset_some, self._batch, begin, self._options))
-        return self._own(self._batch.obs), self._masks()
+        batch = self._fresh()
+        self._crew.run(partial(self.game.reset_some, batch, begin, self._options))
+        return batch.obs, self._masks()
+
+    def _fresh(self) -> Batch:
+        """Return the batch to write to, with arrays for the caller to keep if `copy`."""
+        if self._copy:
+            names = ("obs", "rewards", "terminated", "truncated")
+            own = {name: np.empty_like(getattr(self._batch, name)) for name in names}
+            self._batch = self._batch._replace(**own)
+        return self._batch
 
     def _masks(self) -> dict[str, Any]:
-        masks = self._own(self._batch.masks)
-        if masks is self._batch.masks:  # nobody else may write to what the next step checks
-            masks = masks.view()
-            masks.flags.writeable = False
+        masks = self._batch.masks.copy() if self._copy else self._batch.masks.view()
+        masks.flags.writeable = self._copy  # nobody else may write to what the next step checks
         return {"action_mask": masks, "_action_mask": np.ones(self.num_envs, bool)}
-
-    def _own(self, array: np.ndarray) -> np.ndarray:
-        return array.copy() if self._copy else array
 
 
 class GameEnv(gym.Env):
