@@ -1,8 +1,9 @@
-"""PPO on Snake: all copies in one compiled call, against a Python loop over single envs.
+"""PPO on a native game: all copies in one compiled call, against a Python loop over single envs.
 
-    python scripts/benchmark_native.py             # five pairs; some minutes
+    python scripts/benchmark_native.py             # Snake, five pairs; some minutes
+    python scripts/benchmark_native.py --game cvrp # a small network: the env counts for more
 
-The same PPO, network and game, configs/ppo/snake.yaml, with `vectorization` set to `native` and to
+The same PPO, network and game, configs/ppo/GAME.yaml, with `vectorization` set to `native` and to
 `sync`, in processes of their own, in turn, compared pair by pair. Counted are env steps a second of
 training, everything included, after two updates to warm up. `env` is the same without the learner:
 the vector env as the trainer sees it, stepped with random valid actions.
@@ -11,31 +12,32 @@ the vector env as the trainer sees it, stepped with random valid actions.
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from side_by_side import report, run_pairs
 
-CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "snake.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs" / "ppo"
 
 
-def settings(vectorization: str, seed: int) -> dict:
+def settings(game: str, vectorization: str, seed: int) -> Any:
     """Return the settings of the config, with another vectorization."""
-    found = yaml.safe_load(CONFIG.read_text())
-    del found["algo"]
-    found |= {"vectorization": vectorization, "seed": seed, "device": "cpu"}
-    if "hidden_sizes" in found:
-        found["hidden_sizes"] = tuple(found["hidden_sizes"])
-    return found
+    from rlmask.config import read_yaml
+    from rlmask.runs import parse_config
+
+    path = CONFIGS / f"{game}.yaml"
+    config = parse_config(read_yaml(path), str(path)).settings
+    return replace(config, vectorization=vectorization, seed=seed, device="cpu")
 
 
-def train(vectorization: str, seed: int, updates: int) -> float:
+def train(game: str, vectorization: str, seed: int, updates: int) -> float:
     """Return env steps a second of training."""
     from rlmask import ppo
 
     torch.set_num_threads(1)
-    trainer = ppo.train(ppo.PPOConfig(**settings(vectorization, seed)))
+    trainer = ppo.train(settings(game, vectorization, seed))
     for _ in range(2):
         before = next(trainer)
     start = time.perf_counter()
@@ -44,13 +46,12 @@ def train(vectorization: str, seed: int, updates: int) -> float:
     return (after.env_steps - before.env_steps) / (time.perf_counter() - start)
 
 
-def step(vectorization: str, seed: int, seconds: float) -> float:
+def step(game: str, vectorization: str, seed: int, seconds: float) -> float:
     """Return env steps a second without a learner."""
-    from rlmask.ppo import PPOConfig
     from rlmask.vector import envs_of
 
     torch.set_num_threads(1)
-    envs = envs_of(PPOConfig(**settings(vectorization, seed)))
+    envs = envs_of(settings(game, vectorization, seed))
     generator = torch.Generator().manual_seed(seed)
     _, mask = envs.reset()
     steps, start = 0, time.perf_counter()
@@ -62,22 +63,23 @@ def step(vectorization: str, seed: int, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="PPO on Snake, compiled against a Python loop.")
+    parser = argparse.ArgumentParser(description="PPO with compiled copies against a Python loop.")
     parser.add_argument("what", nargs="?", default="all", choices=["all", "child"])
+    parser.add_argument("--game", default="snake", help="a config of configs/ppo")
     parser.add_argument("--pairs", type=int, default=5, help="A/B pairs of processes")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.what == "child":
         job = json.loads(arguments.job)
         figures = {
-            "env_steps": step(job["who"], job["seed"], 3.0),
-            "train_steps": train(job["who"], job["seed"], 8),
+            "env_steps": step(job["game"], job["who"], job["seed"], 3.0),
+            "train_steps": train(job["game"], job["who"], job["seed"], 8),
         }
         print(json.dumps(figures))
         return
-    jobs: dict[str, dict] = {"native": {}, "sync": {}}
+    jobs = {who: {"game": arguments.game} for who in ("native", "sync")}
     results = run_pairs(__file__, jobs, arguments.pairs)
-    print("Snake, steps a second")
+    print(f"{arguments.game}, steps a second")
     for key in ("env_steps", "train_steps"):
         report(results, key, higher_is_better=True)
 
