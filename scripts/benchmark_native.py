@@ -72,12 +72,13 @@ def main() -> None:
     if arguments.what == "child":
         job = json.loads(arguments.job)
         figures = {
-            "env_steps": step(job["game"], job["who"], job["seed"], 3.0),
-            "train_steps": train(job["game"], job["who"], job["seed"], 8),
+            "env_steps": step(job["game"], job["who"], job["seed"], job["seconds"]),
+            "train_steps": train(job["game"], job["who"], job["seed"], job["updates"]),
         }
         print(json.dumps(figures))
         return
-    jobs = {who: {"game": arguments.game} for who in ("native", "sync")}
+    job = {"game": arguments.game, "seconds": 3.0, "updates": 8}
+    jobs = {"native": job, "sync": job}
     results = run_pairs(__file__, jobs, arguments.pairs)
     print(f"{arguments.game}, steps a second")
     for key in ("env_steps", "train_steps"):
