@@ -47,7 +47,7 @@ class RewardScaler:
     def scale(self, reward: Float[Tensor, " T N"]) -> Float[Tensor, " T N"]:
         """Return the rewards in units of the standard deviation seen so far."""
         deviation = (self._var + 1e-8).sqrt().repeat(reward.shape[1] // self._games)
-        return (reward / deviation).to(reward.dtype)
+        return (reward / deviation.to(reward.device)).to(reward.dtype)
 
     def observe(self, reward: Float[Tensor, " T N"], ended: Bool[Tensor, " T N"]) -> None:
         """Add the rewards of a rollout to the statistics."""

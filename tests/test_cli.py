@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -685,6 +686,14 @@ def test_modules_of_the_working_directory_can_be_named(rlmask, tmp_path, monkeyp
     )
     assert rlmask("check-env", "of_mine:mine/Pole-v0", "--steps", "20")[0] == 0
     assert sys.path[-1] == str(tmp_path)  # behind all that is installed
+
+
+@pytest.mark.parametrize("env", ["CartPole", "rlmask_envs:rlmask/Snake"])
+def test_check_env_takes_the_newest_version(rlmask, env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Gymnasium says which it took
+        code, output, _ = rlmask("check-env", env, "--steps", "20")
+    assert code == 0, output
 
 
 def test_check_env_plays_the_vector_env_too(rlmask):

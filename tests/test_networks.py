@@ -238,6 +238,13 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return():
     assert torch.equal(twin.scale(reward), scaler.scale(reward))
 
 
+@pytest.mark.parametrize("games", [1, 2])
+def test_rewards_are_scaled_where_they_are(games):
+    """The statistics stay on the CPU; `meta` stands for any other device."""
+    scaled = RewardScaler(6, 0.9, games).scale(torch.ones(4, 6, device="meta"))
+    assert (scaled.device.type, scaled.dtype, scaled.shape) == ("meta", torch.float32, (4, 6))
+
+
 def test_each_game_has_a_scale_of_its_own():
     generator = torch.Generator().manual_seed(1)
     reward = torch.rand(40, 6, generator=generator) * torch.tensor([1.0, 100.0, 0.01]).repeat(2)

@@ -275,9 +275,12 @@ def test_an_evaluation_may_draw_its_actions(tmp_path, settings):
     assert results[False] != results[True]
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "native"])
-def test_a_long_evaluation_episode_is_cut(tmp_path, vectorization):
-    settings = ppo(env=SNAKE, vectorization=vectorization)
+@pytest.mark.parametrize(
+    ("vectorization", "limit"),
+    [("sync", {}), ("native", {}), *(("native", {"max_episode_steps": n}) for n in (None, -1, 50))],
+)
+def test_a_long_evaluation_episode_is_cut(tmp_path, vectorization, limit):
+    settings = ppo(env=SNAKE, vectorization=vectorization, env_kwargs=limit)
     run_dir = make(tmp_path / "run", settings, eval_max_episode_steps=3)
     with pytest.warns(run.CutWarning, match="cut after 3 steps"):
         assert run.train(run_dir, Watch()).mean_length == 3

@@ -57,11 +57,19 @@ def capture(batch: Batch, options: np.ndarray, game: str) -> dict[str, Any]:
     """Return all of a batch that lasts, as plain arrays and text."""
     return {
         "game": game,
-        "sizes": hashlib.sha256(f"{batch.states.dtype}{options.tolist()}".encode()).hexdigest(),
+        "sizes": fingerprint(batch.states.dtype, options),
         "states": batch.states.view(np.uint8).reshape(len(batch.states), -1).copy(),
         "rngs": batch.rngs.copy(),
         "steps": batch.steps.copy(),
     }
+
+
+def fingerprint(state: np.dtype, options: np.ndarray) -> str:
+    """Return a hash of what the sizes of a game decide: the layout of its state, the options."""
+    digest = hashlib.sha256(f"{state}{options.dtype}".encode())
+    for name in options.dtype.names or ():
+        digest.update(np.ascontiguousarray(options[name]).tobytes())
+    return digest.hexdigest()
 
 
 def restore(batch: Batch, options: np.ndarray, game: str, state: Mapping[str, Any]) -> None:

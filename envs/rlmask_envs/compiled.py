@@ -9,7 +9,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,15 @@ def step_some(
         valid_actions(state, batch.masks[i], options)
 
 
-@njit(nogil=True, cache=True)
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function that lets other threads run, and keep it on disk if that is possible."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # nowhere to write to
+        return njit(nogil=True)(function)
+
+
+@compiled
 def first_invalid(actions, masks):
     """Return the index of the first copy whose action is invalid, or -1."""
     for i in range(len(actions)):
@@ -109,15 +117,15 @@ def compile_game(name: str) -> CompiledGame:
 def _loops(file: str, *rules: Any) -> tuple[Any, Any]:
     """Return the loops with these rules in them; others, also after a reload, have other loops."""
     digest = hashlib.sha256()
-    for part in (reset_some, step_some):
-        digest.update(part.__code__.co_code)
+    for template in (reset_some, step_some):
+        digest.update(repr(list(what_code_is(template.__code__))).encode())
     for part in what_it_is_made_of(rules):
         digest.update(part)
     name = digest.hexdigest()[:16]
-    return _compiled(reset_some, rules, file, name), _compiled(step_some, rules, file, name)
+    return _with_rules(reset_some, rules, file, name), _with_rules(step_some, rules, file, name)
 
 
-def _compiled(template: Callable[..., Any], rules: Any, file: str, digest: str) -> Any:
+def _with_rules(template: Callable[..., Any], rules: Any, file: str, digest: str) -> Any:
     """Return a loop in which the names of `rules` mean the functions of one game."""
     code = template.__code__.replace(co_filename=file)
     names = {**globals(), **dict(zip(RULES, rules, strict=True))}
@@ -125,28 +133,46 @@ def _compiled(template: Callable[..., Any], rules: Any, file: str, digest: str) 
     # Numba finds machine code on disk by file and name, and looks whether that file has changed;
     # what else the code is made of is in the name
     loop.__qualname__ = f"{template.__name__}_{digest}"
-    try:
-        return njit(nogil=True, cache=True)(loop)
-    except RuntimeError:  # nowhere to write to
-        return njit(nogil=True)(loop)
+    return compiled(loop)
 
 
 def what_it_is_made_of(functions: Any) -> Iterator[bytes]:
-    """Yield the code of compiled functions, of all that they call, and their global constants."""
+    """Yield the code of compiled functions, of all that they call, and the constants they read."""
     found, left = set(), list(functions)
     while left:
-        function = left.pop(0)
-        if function in found:
+        dispatcher = left.pop(0)
+        if dispatcher in found:
             continue
-        found.add(function)
-        code = function.py_func.__code__
-        yield code.co_code
-        yield repr((code.co_name, code.co_consts, code.co_names, code.co_varnames)).encode()
-        for name in code.co_names:
-            value = function.py_func.__globals__.get(name)
+        found.add(dispatcher)
+        function = dispatcher.py_func
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        yield repr([*what_code_is(function.__code__), function.__defaults__]).encode()
+        closed_over = zip(function.__code__.co_freevars, cells, strict=True)
+        for name, value in [*named(function), *closed_over]:
             if hasattr(value, "py_func"):
                 left.append(value)
             elif isinstance(value, np.ndarray):
                 yield f"{name} {value.dtype} {value.shape}".encode() + value.tobytes()
-            elif not isinstance(value, ModuleType) and not callable(value):
+            elif not callable(value):
                 yield f"{name} {value!r}".encode()
+
+
+def what_code_is(code: CodeType) -> Iterator[Any]:
+    """Yield what tells a function's code from another's, wherever it is in memory."""
+    yield code.co_name, code.co_code, code.co_names, code.co_varnames
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from what_code_is(constant)
+        else:
+            yield constant
+
+
+def named(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the globals that a function reads, those of modules too; NumPy's and such stay out."""
+    names = function.__code__.co_names
+    for name in names:
+        value = function.__globals__.get(name)
+        if not isinstance(value, ModuleType):
+            yield name, value
+        elif value.__name__.partition(".")[0] not in ("numpy", "numba", "math"):
+            yield from ((f"{name}.{inner}", getattr(value, inner, None)) for inner in names)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class Crew:
         self._own, *self._others = pairwise(bounds.astype(int).tolist())
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}  # a copy starts threads of its own
 
     def run(self, loop: Callable[[int, int], None]) -> None:
         """Call `loop(start, stop)` for all shares at once; return when all are done."""

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rlmask.vector.env import MaskedEnv, RefusedError
 from rlmask.vector.games import Game, VectorSpec, join
 from rlmask.vector.mask import MaskError
 from rlmask.vector.native import NativeVector
-from rlmask.vector.spaces import EnvError, SpaceError, make_env
+from rlmask.vector.spaces import EnvError, SpaceError, make_env, with_version
 from rlmask.vector.vectorize import ReplayWarning
 
 
@@ -169,7 +170,8 @@ def check_invalid(spec: VectorSpec, seed: int) -> Finding:
 
 def check_native(game: Game, num_steps: int, seed: int) -> list[Finding]:
     """Play the game's own vector env, if it has one, and bring a second one to its state."""
-    if gym.spec(game.env_id.rpartition(":")[2]).vector_entry_point is None:
+    name = with_version(game.env_id.rpartition(":")[2])
+    if gym.spec(name).vector_entry_point is None:
         return []
     try:
         vector, twin = (NativeVector(game, 4, seed, stream=0) for _ in range(2))
@@ -228,11 +230,14 @@ def list_envs(modules: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
     Raises:
         EnvError: if one cannot be imported.
     """
+    module_of = {}
     for module in modules:
+        before = set(gym.registry)
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise EnvError(f"cannot import {module}: {error}") from error
+        module_of.update(dict.fromkeys(gym.registry.keys() - before, module))
     newest: dict[str, EnvSpec] = {}
     for spec in gym.registry.values():
         name = f"{spec.namespace}/{spec.name}" if spec.namespace else spec.name
@@ -247,9 +252,10 @@ def list_envs(modules: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
             except (EnvError, SpaceError, MaskError):
                 continue  # continuous actions, or a package that is not installed
         obs, nvec = joined.obs, joined.action.nvec
+        module = module_of.get(spec.id, package_of(spec))
         rows.append(
             (
-                f"{package}:{spec.id}" if (package := package_of(spec)) in modules else spec.id,
+                f"{module}:{spec.id}" if module in modules else spec.id,
                 f"{obs.n} discrete" if obs.kind == "discrete" else f"{obs.kind} {obs.shape}",
                 str(nvec[0]) if len(nvec) == 1 else " + ".join(map(str, nvec)),
                 joined.games[0].mask_source,
@@ -259,7 +265,10 @@ def list_envs(modules: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
 
 
 def package_of(spec: EnvSpec) -> str:
-    """Return the package that an env comes from."""
+    """Return the package that an env comes from: of its game, if it is made from a module."""
+    game = spec.kwargs.get("game")
+    if isinstance(game, str) and game in sys.modules:
+        return game.partition(".")[0]
     entry = spec.entry_point or spec.vector_entry_point
     module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
     return module.partition(":")[0].partition(".")[0]

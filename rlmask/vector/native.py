@@ -26,6 +26,7 @@ from rlmask.vector.spaces import (
     explain_make,
     explain_values,
     obs_spec,
+    with_version,
     without_mask,
 )
 from rlmask.vector.vectorize import ReplayWarning, VectorStep
@@ -317,7 +318,7 @@ def make_native(game: Game, num_envs: int, max_episode_steps: int | None = None)
     with explain_make(game.env_id):
         if module:
             importlib.import_module(module)
-        spec = gym.spec(name)
+        spec = gym.spec(with_version(name))
         if spec.vector_entry_point is None:
             raise EnvError(
                 f"{game.env_id} has no vector env of its own; set vectorization to `sync`"
@@ -325,7 +326,8 @@ def make_native(game: Game, num_envs: int, max_episode_steps: int | None = None)
         kwargs = dict(game.env_kwargs)
         if max_episode_steps is not None and spec.max_episode_steps is not None:
             limit = kwargs.get("max_episode_steps", spec.max_episode_steps)
-            kwargs["max_episode_steps"] = min(limit, max_episode_steps)
+            if limit is None or not 0 < limit < max_episode_steps:  # -1: never, as None
+                kwargs["max_episode_steps"] = max_episode_steps
         with explain_values(game.env_id):
             envs = gym.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **kwargs)
     mode = envs.metadata.get("autoreset_mode")

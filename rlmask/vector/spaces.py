@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
 
 from rlmask.types import ActionSpec, ObsSpec
 
@@ -105,6 +106,14 @@ def make_env(env_id: str, env_kwargs: dict[str, Any], render_mode: str | None = 
     kwargs = dict(env_kwargs) if render_mode is None else {**env_kwargs, "render_mode": render_mode}
     with explain_make(env_id), explain_values(env_id):
         return gym.make(env_id, disable_env_checker=True, **kwargs)
+
+
+def with_version(name: str) -> str:
+    """Return an id (without a module) with its newest version, unless it has one."""
+    namespace, env, version = parse_env_id(name)
+    if version is None:
+        version = find_highest_version(namespace, env)
+    return get_env_id(namespace, env, version)
 
 
 class EnvError(ValueError):

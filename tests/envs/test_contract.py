@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pickle
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -275,8 +276,12 @@ def test_a_single_env_goes_back_to_a_captured_state_and_can_be_copied(name):
         seen = other.step(action)
         assert_array_equal(seen[0], expected[0])
         assert seen[1:3] == expected[1:3]
-    twin = pickle.loads(pickle.dumps(make_vec(name, 3)))
-    assert_array_equal(twin.reset(seed=1)[0], make_vec(name, 3).reset(seed=1)[0])
+    envs = make_vec(name, 4, num_threads=2)
+    (obs, _), twin = envs.reset(seed=1), pickle.loads(pickle.dumps(envs))
+    action = draw(envs._batch.masks, rng)
+    for own, others in zip(envs.step(action)[:4], twin.step(action)[:4], strict=True):
+        assert_array_equal(own, others)
+    assert_array_equal(copy.deepcopy(envs).reset(seed=1)[0], obs)
 
 
 def test_an_invalid_action_moves_nothing(name):
@@ -362,17 +367,23 @@ def test_a_step_needs_a_running_episode(name):
 def test_what_is_returned_is_its_own(name):
     envs = make_vec(name, 4)
     (obs, info), rng = envs.reset(seed=0), np.random.default_rng(0)
-    for _ in range(20):
-        kept = [(array, array.copy()) for array in (obs, info["action_mask"])]
+    kept = []
+
+    def keep(*arrays):
+        kept.extend((array, array.copy()) for array in arrays)
+
+    for round_ in range(20):
+        keep(obs, info["action_mask"])
         obs, reward, terminated, truncated, info = envs.step(draw(info["action_mask"], rng))
-        kept += [(array, array.copy()) for array in (reward, terminated, truncated)]
+        keep(reward, terminated, truncated)
         if "final_obs" in info:
-            masks = info["final_info"]["action_mask"]
-            kept += [(array, array.copy()) for array in (info["final_obs"], masks)]
-        envs.step(draw(info["action_mask"], rng))
-        obs, info = envs._batch.obs.copy(), {"action_mask": envs._batch.masks.copy()}
-        for array, before in kept:
-            assert_array_equal(array, before)
+            keep(info["final_obs"], info["final_info"]["action_mask"])
+        if round_ == 10:
+            keep(obs, info["action_mask"])
+            obs, info = envs.restore_state(envs.capture_state())
+    for array, before in kept:
+        assert_array_equal(array, before)
+    assert len({array.ctypes.data for array, _ in kept}) == len(kept)
 
 
 @pytest.mark.parametrize("limit", [1, 7])
@@ -525,6 +536,55 @@ def test_an_unknown_argument_or_game_is_an_error():
     envs = make_vec("Snake", 2, num_threads=1000)  # no more than there are copies
     assert list(play(envs, 3))
     assert gym.make(env_id("Snake"), num_threads=4, copy=False)  # so that a config fits both
+
+
+def test_machine_code_is_of_what_is_reached_through_a_module_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "far_game.py").write_text(
+        "from numba import njit\nimport far_helper\n"
+        "from rlmask_envs.snake import setup, reset, observe, valid_actions, image, text\n\n\n"
+        "@njit\ndef step(state, action, rng, options):\n"
+        "    return float(far_helper.one() + far_helper.N), True\n"
+    )
+    for n in (1, 10):
+        (tmp_path / "far_helper.py").write_text(
+            f"from numba import njit\nN = {n}\n\n\n@njit\ndef one():\n    return {n}\n"
+        )
+        importlib.invalidate_caches()
+        for module in ("far_helper", "far_game"):
+            sys.modules.pop(module, None)
+        envs = rlmask_envs.GameVectorEnv("far_game", 1)
+        _, info = envs.reset(seed=0)
+        assert envs.step(info["action_mask"].argmax(1))[1].tolist() == [2 * n]
+
+
+def test_the_name_of_machine_code_is_the_same_in_every_process(name):
+    program = (
+        "import sys; from rlmask_envs.compiled import compile_game; "
+        "print(compile_game(sys.argv[1]).step_some.py_func.__qualname__)"
+    )
+    command = [sys.executable, "-c", program, SPECS[name].kwargs["game"]]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert seen == compiled.compile_game(command[-1]).step_some.py_func.__qualname__
+
+
+def test_games_are_played_where_nothing_can_be_written():
+    program = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []; "
+        "import gymnasium, rlmask_envs; "
+        "print(gymnasium.make_vec('rlmask/Snake-v0', 2).reset(seed=0)[0].shape)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(2, 10, 10, 16)", done.stderr
+
+
+def test_a_state_is_known_by_its_options_and_not_by_their_print():
+    envs = make_vec("JobShop", 2, instance="ft10")
+    envs.reset(seed=0)
+    state = envs.capture_state()
+    with np.printoptions(threshold=10, precision=1):
+        make_vec("JobShop", 2, instance="ft10").restore_state(state)
 
 
 def test_a_field_that_numpy_hides_is_refused():

@@ -1,5 +1,6 @@
 """The game of docs/games.md, as it stands there."""
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from playing import draw
 
-from rlmask.vector import Game, check_env, make_vector
+from rlmask.vector import Game, check_env, list_envs, make_vector
 
 PAGE = (Path(__file__).parents[2] / "docs" / "games.md").read_text()
 
@@ -55,6 +56,14 @@ def test_it_is_the_game_that_it_says(nim):
     assert set(results) == {1.0, -1.0}
     with pytest.raises(ValueError, match="4 to 50"):
         gym.make("mine/Nim-v0", sticks=3)
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_its_id_is_listed_as_it_is_to_be_written(nim, is_imported):
+    if is_imported:
+        importlib.import_module("nim")
+    ids = {row[0] for row in list_envs(("rlmask_envs", "nim"))}
+    assert {"nim:mine/Nim-v0", "rlmask_envs:rlmask/Snake-v0"} <= ids
 
 
 def test_rlmask_plays_it(nim):
