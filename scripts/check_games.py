@@ -15,6 +15,7 @@ import importlib
 import multiprocessing
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +23,7 @@ import gymnasium as gym
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from playing import draw, make_vec, options_of, states_of
+from playing import make_vec, play
 
 import rlmask_envs  # noqa: F401  registers the games
 
@@ -55,45 +56,36 @@ def check(job: tuple[str, int]) -> int:
     start = time.perf_counter()
     game = importlib.import_module(f"reference_games.{GAMES[name].rpartition('.')[2]}")
     envs = make_vec(name, NUM_ENVS, num_threads=1)
-    states, options = states_of(envs), options_of(envs)
+    states, options = envs.states, envs.options
     wrong = empty = episodes = valid = 0
-    print_one = 0
-    for seen in play(envs, steps):
-        _, reward_end, info = seen
+    first = 0
+    for _, *seen in play(envs, steps):
+        *_, terminated, truncated, info = seen
         for mask, state in zip(info["action_mask"], states, strict=True):
             expected = np.array(game.valid(state, options), bool)
             wrong += int((expected != (mask != 0)).sum())
             empty += not mask.any()
         valid += int(info["action_mask"].sum())
-        episodes += int((reward_end[1] | reward_end[2]).sum())
-        print_one = digest(seen, print_one)
+        episodes += int((terminated | truncated).sum())
+        first = checksum(seen, first)
     bits = steps * NUM_ENVS * envs.single_action_space.n
-    print_two = 0
-    for seen in play(make_vec(name, NUM_ENVS, num_threads=2), steps):
-        print_two = digest(seen, print_two)
-    same = "the same" if print_one == print_two else "DIFFERENT"
+    second = 0
+    for _, *seen in play(make_vec(name, NUM_ENVS, num_threads=2), steps):
+        second = checksum(seen, second)
+    same = "the same" if first == second else "DIFFERENT"
     print(
         f"{name:14}{steps * NUM_ENVS:11,}{bits:13,}{wrong:7}{empty:7}{episodes:10,}"
         f"{valid / bits:7.0%}{time.perf_counter() - start:9.0f}  {same}",
         flush=True,
     )
-    return wrong + empty + (print_one != print_two)
+    return wrong + empty + (first != second)
 
 
-def play(envs: gym.vector.VectorEnv, steps: int):
-    """Take random valid actions; yield observations, (reward, terminated, truncated), info."""
-    rng = np.random.default_rng(0)
-    _, info = envs.reset(seed=0)
-    for _ in range(steps):
-        obs, *reward_end, info = envs.step(draw(info["action_mask"], rng))
-        yield obs, reward_end, info
-
-
-def digest(seen: tuple, before: int) -> int:
+def checksum(seen: Sequence, before: int) -> int:
     """Return a checksum of all that is to be seen after a step."""
-    obs, reward_end, info = seen
+    *arrays, info = seen
     final = (info["final_obs"], info["final_info"]["action_mask"]) if "final_obs" in info else ()
-    for array in (obs, *reward_end, info["action_mask"], *final):
+    for array in (*arrays, info["action_mask"], *final):
         before = crc32(np.ascontiguousarray(array), before)
     return before
 

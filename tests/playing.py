@@ -17,15 +17,6 @@ def draw(mask, rng):
     return (rng.random(mask.shape, np.float32) * (mask != 0)).argmax(-1)
 
 
-def states_of(envs):
-    """Return the records of a vector env's copies; a view, to read and to write."""
-    return envs.states
-
-
-def options_of(envs):
-    return envs.options
-
-
 def play(envs, num_steps, seed=0):
     """Take random valid actions; yield (action, obs, reward, terminated, truncated, info)."""
     rng = np.random.default_rng(seed)

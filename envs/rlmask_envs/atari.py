@@ -54,7 +54,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlmask_envs.actions import check_action, check_integers, refusal
 from rlmask_envs.drawing import check_render_mode
-from rlmask_envs.envs import check_running, time_limit
+from rlmask_envs.envs import check_begun, check_running, time_limit
 from rlmask_envs.opponents import require, too_old
 
 EXTRA = "rlmask[atari]"
@@ -232,8 +232,7 @@ class AtariEnv(gym.Env):
         """Return the screen, [210, 160, 3]."""
         if self.render_mode is None:
             return None
-        if not self._screen.size:
-            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        check_begun(bool(self._screen.size))
         return self._screen[0, 0].copy()
 
     def close(self) -> None:

@@ -293,18 +293,16 @@ def image(state, options):
 
 def text(state, options):
     """Return lines of text: @ courier, p parcel, ! destination, o station, a key and its door A."""
-    rows = []
-    for y in range(options.height):
-        row = ""
-        for x in range(options.width):
-            if (y, x) == (state.y, state.x):
-                row += "@"
-            elif (y, x) == (state.parcel_y, state.parcel_x) and not state.carries:
-                row += "p"
-            elif (y, x) == (state.destination_y, state.destination_x):
-                row += "!"
-            else:
-                row += ".#oabcABC"[state.tiles[y, x]]
-        rows.append(row)
+
+    def letter_at(y, x):
+        if (y, x) == (state.y, state.x):
+            return "@"
+        if (y, x) == (state.parcel_y, state.parcel_x) and not state.carries:
+            return "p"
+        if (y, x) == (state.destination_y, state.destination_x):
+            return "!"
+        return ".#oabcABC"[state.tiles[y, x]]
+
     has = ["p"] * int(state.carries) + ["abc"[k] for k in range(MOST_DOORS) if state.held[k]]
-    return "\n".join([*rows, f"has: {' '.join(has) or '-'}"])
+    board = drawing.letters(options.height, options.width, letter_at)
+    return f"{board}\nhas: {' '.join(has) or '-'}"

@@ -1,9 +1,9 @@
-"""Pictures of games with NumPy alone: cells, discs, lines, small text. Places are in cells.
+"""Pictures of games with NumPy alone: cells, discs, lines, text. Places are in cells.
 
 A picture is an array [height, width, 3] of uint8; what is drawn is blended in at its edges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -128,6 +128,12 @@ def _blend(
     distance = np.hypot(y - y0 - t * dy, x - x0 - t * dx)
     opacity = np.clip((radius - distance) * CELL + 0.5, 0, 1)[..., None]
     window[:] = np.round(window * (1 - opacity) + np.array(color) * opacity).astype(np.uint8)
+
+
+def letters(height: int, width: int, letter_at: Callable[[int, int], str]) -> str:
+    """Return a board as lines of text, one letter for the cell in row y and column x."""
+    rows = ("".join(letter_at(y, x) for x in range(width)) for y in range(height))
+    return "\n".join(rows)
 
 
 def check_render_mode(render_mode: str | None, modes: Sequence[str]) -> None:

@@ -271,8 +271,7 @@ class GameEnv(gym.Env):
         """Return a picture or a text of the state."""
         if self.render_mode is None:
             return None
-        if not self._batch.rngs.any():
-            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        check_begun(bool(self._batch.rngs.any()))
         return show(self.game, self.render_mode, self.state, self.options)
 
     def _seen(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -296,6 +295,12 @@ def check_running(is_running: bool) -> None:
     """Raise Gymnasium's `ResetNeeded` if there is no episode."""
     if not is_running:
         raise gym.error.ResetNeeded("the episode has ended or not begun: call reset()")
+
+
+def check_begun(has_begun: bool) -> None:
+    """Raise Gymnasium's `ResetNeeded` if there never was an episode to look at."""
+    if not has_begun:
+        raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
 
 
 def show(game: CompiledGame, render_mode: str, state: Any, options: Any) -> Any:

@@ -57,7 +57,7 @@ from gymnasium import spaces
 
 from rlmask_envs import drawing
 from rlmask_envs.actions import check_action
-from rlmask_envs.envs import RENDER_MODES, check_running
+from rlmask_envs.envs import RENDER_MODES, check_begun, check_running
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 NUM_ACTIONS = 6
@@ -170,8 +170,7 @@ class MinAtarEnv(gym.Env):
         """Return a picture or a text of the state."""
         if self.render_mode is None:
             return None
-        if not self._has_begun:
-            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        check_begun(self._has_begun)
         state, channels = self._rules.state(), self._rules.channels
         is_picture = self.render_mode == "rgb_array"
         picture = drawing.board(*state.shape[:2]) if is_picture else np.empty(0)

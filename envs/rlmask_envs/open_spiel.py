@@ -46,7 +46,7 @@ from gymnasium import spaces
 
 from rlmask_envs.actions import check_action
 from rlmask_envs.drawing import check_render_mode
-from rlmask_envs.envs import RENDER_MODES, check_running
+from rlmask_envs.envs import RENDER_MODES, check_begun, check_running
 from rlmask_envs.opponents import (
     MAX_TRIES,
     Opponent,
@@ -158,8 +158,7 @@ class OpenSpielEnv(gym.Env):
         """Return the state as OpenSpiel writes it, hidden cards and all."""
         if self.render_mode is None:
             return None
-        if self.state is None:
-            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        check_begun(self.state is not None)
         text = str(self.state)
         return text if self.render_mode == "ansi" else text_picture(text)
 

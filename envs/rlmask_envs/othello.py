@@ -327,19 +327,17 @@ def names(options):
 def text(state, options):
     """Return lines of text: x black, o white, * where the player may play."""
     own, other = "xo" if state.is_black else "ox"
-    rows = []
-    for y in range(SIZE):
-        row = ""
-        for square in range(SIZE * y, SIZE * y + SIZE):
-            if has(state.stones[AGENT], square):
-                row += own
-            elif has(state.stones[OPPONENT], square):
-                row += other
-            else:
-                row += "*" if has(state.moves, square) else "."
-        rows.append(row)
+
+    def letter_at(y, x):
+        square = SIZE * y + x
+        if has(state.stones[AGENT], square):
+            return own
+        if has(state.stones[OPPONENT], square):
+            return other
+        return "*" if has(state.moves, square) else "."
+
     scores = [
         f"{name} {color} {int(stones).bit_count()}"
         for name, color, stones in zip(names(options), (own, other), state.stones, strict=True)
     ]
-    return "\n".join([*rows, ", ".join(scores)])
+    return drawing.letters(SIZE, SIZE, letter_at) + "\n" + ", ".join(scores)

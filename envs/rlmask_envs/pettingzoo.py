@@ -47,7 +47,7 @@ from gymnasium import spaces
 
 from rlmask_envs.actions import check_action
 from rlmask_envs.drawing import check_render_mode
-from rlmask_envs.envs import check_running
+from rlmask_envs.envs import check_begun, check_running
 from rlmask_envs.opponents import (
     EXTRA,
     MAX_TRIES,
@@ -170,8 +170,7 @@ class PettingZooEnv(gym.Env):
         """Return what the game renders."""
         if self.render_mode is None:
             return None
-        if not self._has_begun:
-            raise gym.error.ResetNeeded("there is nothing to see yet: call reset()")
+        check_begun(self._has_begun)
         return self.game.render()
 
     def close(self) -> None:

@@ -152,15 +152,12 @@ def image(state, options):
 
 def text(state, options):
     """Return lines of text: H the head, o the body, * food."""
-    rows = []
-    for y in range(options.height):
-        row = ""
-        for x in range(options.width):
-            if (y, x) == (state.y, state.x):
-                row += "H"
-            elif state.entered[y, x] > state.moves - state.length:
-                row += "o"
-            else:
-                row += "*" if (y, x) == (state.food_y, state.food_x) else "."
-        rows.append(row)
-    return "\n".join(rows)
+
+    def letter_at(y, x):
+        if (y, x) == (state.y, state.x):
+            return "H"
+        if state.entered[y, x] > state.moves - state.length:
+            return "o"
+        return "*" if (y, x) == (state.food_y, state.food_x) else "."
+
+    return drawing.letters(options.height, options.width, letter_at)

@@ -302,18 +302,15 @@ def image(state, options):
 
 def text(state, options):
     """Return lines of text: # wall, . goal, $ box, * box on a goal, @ worker, + worker on one."""
-    rows = []
-    for y in range(options.height):
-        row = ""
-        for x in range(options.width):
-            cell = y * SIZE + x
-            if state.walls[cell]:
-                row += "#"
-            elif state.boxes[cell]:
-                row += "*" if state.goals[cell] else "$"
-            elif cell == state.worker:
-                row += "+" if state.goals[cell] else "@"
-            else:
-                row += "." if state.goals[cell] else " "
-        rows.append(row)
-    return "\n".join(rows)
+
+    def letter_at(y, x):
+        cell = y * SIZE + x
+        if state.walls[cell]:
+            return "#"
+        if state.boxes[cell]:
+            return "*" if state.goals[cell] else "$"
+        if cell == state.worker:
+            return "+" if state.goals[cell] else "@"
+        return "." if state.goals[cell] else " "
+
+    return drawing.letters(options.height, options.width, letter_at)

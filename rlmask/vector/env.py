@@ -14,7 +14,14 @@ from rlmask.ops import InvalidActionError
 from rlmask.types import Episode
 from rlmask.vector.games import VectorSpec
 from rlmask.vector.mask import Where, canonical_mask, check_not_empty
-from rlmask.vector.spaces import EnvError, action_spec, make_env, obs_spec, without_mask
+from rlmask.vector.spaces import (
+    EnvError,
+    action_spec,
+    as_env_error,
+    make_env,
+    obs_spec,
+    without_mask,
+)
 
 
 def episode_seed(seed: int, stream: int, env_index: int, episode: int) -> int:
@@ -123,7 +130,7 @@ class MaskedEnv:
         try:
             obs, info = self.env.reset(seed=episode_seed(*self._seed, self._episode))
         except gym.error.Error as error:
-            raise EnvError(f"{self.where}: {' '.join(str(error).split())}") from error
+            raise as_env_error(self.where, error) from error
         self._mask = self._read_mask(obs, info, False)
         self._obs = self._read_obs(obs)
         return self._obs, self._mask
@@ -153,7 +160,7 @@ class MaskedEnv:
                 raise refused(self.where, error) from error
             if not isinstance(error, gym.error.Error):
                 raise
-            raise EnvError(f"{self.where}: {' '.join(str(error).split())}") from error
+            raise as_env_error(self.where, error) from error
         reward = float(reward)
         self._episode_return += reward
         if not math.isfinite(reward):

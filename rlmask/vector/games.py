@@ -12,6 +12,7 @@ from rlmask.vector.spaces import (
     EnvError,
     SpaceError,
     action_spec,
+    as_env_error,
     make_env,
     obs_spec,
     without_mask,
@@ -104,7 +105,7 @@ def probe(game: Game) -> tuple[Game, ObsSpec, ActionSpec]:
         own_obs, _ = obs_spec(space)
         own_action, _ = action_spec(env.action_space)
     except gym.error.Error as error:
-        raise EnvError(f"{game.env_id}: {' '.join(str(error).split())}") from error
+        raise as_env_error(game.env_id, error) from error
     except (TypeError, ValueError) as error:
         if isinstance(error, EnvError) or type(error) not in (TypeError, ValueError):
             raise

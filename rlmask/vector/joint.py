@@ -52,9 +52,8 @@ class JointVector:
         """Take one action [N, *parts] in every env, or in none; raises as `NativeVector.step`."""
         count = len(self._vectors)
         pairs = [(vector, action[game::count]) for game, vector in enumerate(self._vectors)]
-        for vector, own in pairs:
-            vector.check(own)
-        steps = [vector.step(own) for vector, own in pairs]
+        checked = [(vector, own, vector.check(own)) for vector, own in pairs]
+        steps = [vector.step_checked(own, valid) for vector, own, valid in checked]
         ended = torch.cat([game + count * step.ended for game, step in enumerate(steps)])
         order = ended.argsort()
         episodes = [

@@ -23,6 +23,7 @@ from rlmask.vector.spaces import (
     EnvError,
     SpaceError,
     action_spec,
+    as_env_error,
     explain_make,
     explain_values,
     obs_spec,
@@ -112,7 +113,10 @@ class NativeVector:
             InvalidActionError: if a mask rules its action out and masks are enforced.
             RefusedError: if they are not, and the env does not put up with it.
         """
-        valid = self.check(action)
+        return self.step_checked(action, self.check(action))
+
+    def step_checked(self, action: Tensor, valid: np.ndarray) -> VectorStep:
+        """Take actions of which `check` has said which are valid; raises as `step`."""
         self._invalid += np.logical_not(valid)
         own = np.reshape(self._to_action(action.numpy()), self._envs.action_space.shape)
         try:
@@ -122,7 +126,7 @@ class NativeVector:
                 raise refused(self._where, error) from error
             if not isinstance(error, gym.error.Error):
                 raise
-            raise EnvError(f"{self._where}: {' '.join(str(error).split())}") from error
+            raise as_env_error(self._where, error) from error
         self._where.step += 1
         reward = np.array(reward, np.float32)
         if not np.isfinite(reward).all():

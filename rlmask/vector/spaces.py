@@ -120,6 +120,11 @@ class EnvError(ValueError):
     """An env cannot be made, or broke while it ran."""
 
 
+def as_env_error(where: object, error: Exception) -> EnvError:
+    """Return what an env says, as one line that begins with its place."""
+    return EnvError(f"{where}: {' '.join(str(error).split())}")
+
+
 @contextmanager
 def explain_make(env_id: str) -> Iterator[None]:
     """Turn whatever goes wrong in making `env_id` into an `EnvError` of one line."""

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, states_of
+from playing import make_vec
 
 from rlmask_envs import connect_four, othello
 
@@ -16,8 +16,8 @@ NUM_GAMES = 1000
 def new(name):
     """Return an empty state of a game, and its options."""
     envs = make_vec(name, 1)
-    (state,) = states_of(envs)
-    return state, options_of(envs)
+    (state,) = envs.states
+    return state, envs.options
 
 
 def test_connect_four():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 
 from rlmask_envs import connect_four
 from rlmask_envs.connect_four import AGENT, EMPTY, OPPONENT
@@ -14,7 +14,7 @@ def one(rows=(), **sizes):
     """Return an env and its state, rng and options; the lowest rows of its board are `rows`."""
     envs = make_vec("ConnectFour", 1, **sizes)
     envs.reset(seed=0)
-    state, options = states_of(envs)[0], options_of(envs)
+    state, options = envs.states[0], envs.options
     lay_out(state, options, rows)
     return envs, state, envs._batch.rngs[0], options
 
@@ -179,7 +179,7 @@ def test_seat(seat, low, high):
     assert (obs[..., 0] == 0).all()
     stones = (obs[..., 1] != 0).sum((1, 2))
     assert (stones.min(), stones.max()) == (low, high)
-    assert (states_of(envs).stones == stones).all()
+    assert (envs.states.stones == stones).all()
 
 
 def test_seats_are_drawn():
@@ -192,7 +192,7 @@ def test_seats_are_drawn():
 @pytest.mark.parametrize("sizes", [{}, SMALL])
 def test_random_play(opponent, sizes):
     envs = make_vec("ConnectFour", 16, opponent=opponent, **sizes)
-    states, options = states_of(envs), options_of(envs)
+    states, options = envs.states, envs.options
     stones, seen = None, set()
     for _, obs, reward, terminated, truncated, info in play(envs, 100):
         assert not truncated.any()
@@ -215,7 +215,7 @@ def test_random_play(opponent, sizes):
 @pytest.mark.parametrize("result", [1.0, -1.0])
 def test_final_boards_show_the_four(result):
     envs = make_vec("ConnectFour", 16, opponent="heuristic")
-    options = options_of(envs)
+    options = envs.options
     _, state, _, _ = one()
     found = 0
     for _, _, reward, terminated, _, info in play(envs, 60):
@@ -243,11 +243,11 @@ def test_reset_sets_every_field():
     envs, other = make_vec("ConnectFour", 8), make_vec("ConnectFour", 8)
     for _ in play(envs, 30):
         pass
-    states_of(envs).view(np.uint8)[:] = 77
+    envs.states.view(np.uint8)[:] = 77
     envs.reset(seed=5)
     other.reset(seed=5)
-    for name in states_of(envs).dtype.names:
-        assert (states_of(envs)[name] == states_of(other)[name]).all(), name
+    for name in envs.states.dtype.names:
+        assert (envs.states[name] == other.states[name]).all(), name
 
 
 @pytest.mark.parametrize(

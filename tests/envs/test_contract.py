@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from numpy.testing import assert_array_equal
-from playing import draw, env_id, make_vec, options_of, play, states_of
+from playing import draw, env_id, make_vec, play
 
 import rlmask_envs
 from rlmask import vector
@@ -81,7 +81,7 @@ def reference_of(name):
 def test_every_mask_agrees_with_brute_force(name, sizes):
     reference = reference_of(name)
     envs = make_vec(name, 8, **({} if sizes == "default" else SMALL[name]))
-    options, states = options_of(envs), states_of(envs)
+    options, states = envs.options, envs.states
     first = envs.reset(seed=0)[1]["action_mask"]
     for row, state in zip(first, states, strict=True):
         assert_array_equal(row, reference.valid(state, options))
@@ -99,7 +99,7 @@ def test_masks_of_truncated_states_agree_with_brute_force(name):
     rng = np.random.default_rng(0)
     _, info = plain.reset(seed=0)
     cut.reset(seed=1)
-    options, states, seen = options_of(plain), states_of(plain), 0
+    options, states, seen = plain.options, plain.states, 0
     for _ in range(20):
         cut.restore_state(plain.capture_state() | {"steps": np.zeros(32, np.int64)})
         action = draw(info["action_mask"], rng)
@@ -584,7 +584,10 @@ def test_a_state_is_known_by_its_options_and_not_by_their_print():
     envs.reset(seed=0)
     state = envs.capture_state()
     with np.printoptions(threshold=10, precision=1):
-        make_vec("JobShop", 2, instance="ft10").restore_state(state)
+        twin = make_vec("JobShop", 2, instance="ft10")
+        obs, _ = twin.restore_state(state)
+        assert twin.capture_state()["sizes"] == state["sizes"]
+    assert_array_equal(obs, envs._batch.obs)
 
 
 def test_a_field_that_numpy_hides_is_refused():

@@ -2,7 +2,7 @@ from collections import deque
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 
 from rlmask_envs import courier
 
@@ -23,7 +23,7 @@ def small(rows, courier=(0, 0), parcel=(6, 6), destination=(0, 6), carries=0, he
     """Return one copy on a map of 7 x 7, and its valid actions."""
     envs = make_vec("Courier", 1, height=7, width=7, num_doors=3)
     envs.reset(seed=0)
-    (state,) = states_of(envs)
+    (state,) = envs.states
     for y, row in enumerate(rows):
         state.tiles[y, :7] = [".#oabcABC".index(sign) for sign in row]
     state.y, state.x = courier
@@ -46,7 +46,7 @@ def changed(rows, y, x, sign):
 
 
 def show(envs, copy=0):
-    return courier.text(states_of(envs)[copy], options_of(envs)).split("\n")
+    return courier.text(envs.states[copy], envs.options).split("\n")
 
 
 def test_the_courier_stays_on_the_map_and_out_of_walls():
@@ -73,7 +73,7 @@ def test_a_door_opens_with_its_key_alone_and_for_good(key, door, others):
     assert step(envs, RIGHT) == (-0.01, False, [RIGHT, LEFT])
     step(envs, RIGHT)
     assert show(envs)[3:] == ["....@..", "...#...", "...#...", "...#..p", f"has: {key}"]
-    states_of(envs)[0].held[:] = 0  # it is open now, whoever has a key
+    envs.states[0].held[:] = 0  # it is open now, whoever has a key
     _, info = envs.restore_state(envs.capture_state())
     assert info["action_mask"][0, LEFT]
 
@@ -84,7 +84,7 @@ def test_a_key_is_picked_up_where_it_lies():
     assert valid == [UP, RIGHT, DOWN]
     assert step(envs, RIGHT)[2] == [UP, RIGHT, DOWN, LEFT, PICK_UP]
     assert step(envs, PICK_UP) == (0.09, False, [UP, RIGHT, DOWN, LEFT])  # 0.1 - 0.01
-    assert states_of(envs)[0].held.tolist() == [0, 0, 1]
+    assert envs.states[0].held.tolist() == [0, 0, 1]
     assert show(envs)[-1] == "has: c"
     step(envs, LEFT)
     assert show(envs)[1] == "@..#..."
@@ -125,7 +125,7 @@ def test_the_delivery_ends_the_episode():
     final = info["final_obs"][0]
     assert np.argwhere(final[..., 10]).tolist() == [[0, 6]]
     assert not final[..., 12].any()
-    assert not states_of(envs)[0].carries
+    assert not envs.states[0].carries
     assert show(envs)[-1] == "has: -"
 
 
@@ -143,7 +143,7 @@ def test_planes_show_the_map():
     expected[0, 6, 11] = 255
     expected[:7, :7, 14] = 255
     np.testing.assert_array_equal(obs[0], expected)
-    (state,) = states_of(envs)
+    (state,) = envs.states
     state.touched, state.held[:] = 1, [1, 0, 1]
     obs, _ = envs.restore_state(envs.capture_state())
     expected[6, 0, 10] = 128
@@ -161,7 +161,7 @@ def test_text_and_picture_show_the_map():
     envs, _ = small(rows, (1, 1), (6, 0), (0, 6), held="b")
     shown = ["o.a#..!", ".@.#.b.", "...B...", "#.##.##", "..#c.A.", "..C....", "p.#...o"]
     assert show(envs) == [*shown, "has: b"]
-    picture = courier.image(states_of(envs)[0], options_of(envs))
+    picture = courier.image(envs.states[0], envs.options)
     assert (picture.shape, picture.dtype) == ((256, 224, 3), np.uint8)
     cells = picture[:224].reshape(7, 32, 7, 32, 3).transpose(0, 2, 1, 3, 4).reshape(49, -1)
     looks = {}
@@ -169,9 +169,9 @@ def test_text_and_picture_show_the_map():
         looks.setdefault(sign, set()).add(cell.tobytes())
     assert all(len(look) == 1 for look in looks.values())  # each sign looks one way,
     assert len(set.union(*looks.values())) == len(looks) == 12  # and another than the others
-    (state,) = states_of(envs)
+    (state,) = envs.states
     state.carries = 1
-    after = courier.image(state, options_of(envs)) != picture
+    after = courier.image(state, envs.options) != picture
     cells = after.reshape(8, 32, 7, 32, 3).any((1, 3, 4))
     # the parcel: no longer there; with the courier; and below the map
     assert np.argwhere(cells).tolist() == [[1, 1], [6, 0], [7, 0]]
@@ -180,7 +180,7 @@ def test_text_and_picture_show_the_map():
 def maps_of(envs, num_resets):
     for seed in range(num_resets):
         envs.reset(seed=seed)
-        yield from states_of(envs)
+        yield from envs.states
 
 
 def to_signs(state, options):
@@ -232,7 +232,7 @@ SIZES = [
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_every_map_can_be_solved(sizes):
     envs = make_vec("Courier", 64, **sizes)
-    lengths = [shortest_delivery(state, options_of(envs)) for state in maps_of(envs, 4)]
+    lengths = [shortest_delivery(state, envs.options) for state in maps_of(envs, 4)]
     assert None not in lengths
     assert max(lengths) < 150  # of 200
 
@@ -240,7 +240,7 @@ def test_every_map_can_be_solved(sizes):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_every_key_lies_before_its_door_and_the_later_ones(sizes):
     envs = make_vec("Courier", 64, **sizes)
-    options = options_of(envs)
+    options = envs.options
     for state in maps_of(envs, 2):
         signs = to_signs(state, options)
         for door in range(options.num_doors):
@@ -258,7 +258,7 @@ def test_every_key_lies_before_its_door_and_the_later_ones(sizes):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_maps_are_four_rooms_with_a_station_each(sizes):
     envs = make_vec("Courier", 64, **sizes)
-    options, seen, num_gaps = options_of(envs), set(), []
+    options, seen, num_gaps = envs.options, set(), []
     for state in maps_of(envs, 4):
         signs = to_signs(state, options)
         whole = "".join(signs)
@@ -320,7 +320,7 @@ def test_everything_can_be_in_every_room():
 
 def test_play_conserves_what_there_is():
     envs = make_vec("Courier", 128, height=7, width=7, num_doors=3)
-    states, delivered, seen = states_of(envs), 0, set()
+    states, delivered, seen = envs.states, 0, set()
     envs.reset(seed=0)  # as `play` does
     before = states.copy()
     for actions, obs, reward, terminated, truncated, info in play(envs, 500):
@@ -365,11 +365,11 @@ def test_an_episode_ends_after_200_steps():
 def test_a_map_does_not_depend_on_the_one_before():
     envs = make_vec("Courier", 8)
     envs.reset(seed=5)
-    first = states_of(envs).copy()
-    states_of(envs).view(np.uint8)[:] = 255
+    first = envs.states.copy()
+    envs.states.view(np.uint8)[:] = 255
     envs.reset(seed=5)
     for name in first.dtype.names:
-        np.testing.assert_array_equal(states_of(envs)[name], first[name])
+        np.testing.assert_array_equal(envs.states[name], first[name])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 from reference_games import cvrp as reference
 
 from rlmask_envs import cvrp, drawing, routes
@@ -16,7 +16,7 @@ def make_by_hand():
     """Return an env with the instance above."""
     envs = make_vec("CVRP", 1, num_customers=3, capacity=CAPACITY, num_threads=1)
     envs.reset(seed=0)
-    (state,), options = states_of(envs), options_of(envs)
+    (state,), options = envs.states, envs.options
     (state.x[:], state.y[:]), state.demand[:] = np.transpose(NODES), DEMANDS
     return envs, state, options
 
@@ -73,7 +73,7 @@ def test_observation_by_hand():
 def test_instances_are_drawn_uniformly():
     envs = make_vec("CVRP", 1000, num_threads=1)
     envs.reset(seed=0)
-    states = states_of(envs)
+    states = envs.states
     assert (states.demand[:, 0] == 0).all()
     # 20,000 demands: 2,222 each, with a standard deviation of 44
     counts = np.bincount(states.demand[:, 1:].ravel(), minlength=11)
@@ -90,7 +90,7 @@ def test_instances_are_drawn_uniformly():
 @pytest.mark.parametrize("sizes", [{}, {"num_customers": 3, "capacity": CAPACITY}])
 def test_random_play(sizes):
     envs = make_vec("CVRP", 8, num_threads=1, **sizes)
-    states, options = states_of(envs), options_of(envs)
+    states, options = envs.states, envs.options
     num_customers = options.num_nodes - 1
     returns, lengths, episodes, visits = np.zeros(8), np.zeros(8), 0, [[0] for _ in range(8)]
     envs.reset(seed=0)  # as `play` does
@@ -142,7 +142,7 @@ def test_greed_is_read_off_the_observation():
 def test_instance_reads_what_the_episode_starts_with():
     envs, _, _ = make_by_hand()
     obs, _ = envs.reset()
-    (state,) = states_of(envs)
+    (state,) = envs.states
     coords, demands, capacity = cvrp.instance(obs[0], CAPACITY)
     assert coords[:, 0] == pytest.approx(state.x - state.x[0], abs=1e-6)
     assert coords[:, 1] == pytest.approx(state.y - state.y[0], abs=1e-6)

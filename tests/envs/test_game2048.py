@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 from reference_games import game2048 as reference
 
 from rlmask_envs import game2048
@@ -13,11 +13,11 @@ def position(rows, **sizes):
     """Return a state set to rows of tile numbers, its options, and randomness."""
     side = len(rows)
     envs = make_vec("Game2048", 1, size=side, **sizes)
-    (state,) = states_of(envs)
+    (state,) = envs.states
     state.board[:side, :side] = [
         [0 if tile == 0 else tile.bit_length() - 1 for tile in row] for row in rows
     ]
-    return state, options_of(envs), np.zeros(2, np.uint64)
+    return state, envs.options, np.zeros(2, np.uint64)
 
 
 def mask_of(state, options):
@@ -166,10 +166,10 @@ def earned(board):
 @pytest.mark.parametrize("size, max_tile, num_steps", [(4, 65536, 300), (10, 16, 60)])
 def test_random_play(size, max_tile, num_steps):
     envs = make_vec("Game2048", 8, size=size, max_tile=max_tile)
-    options, before, ends = options_of(envs), None, 0
+    options, before, ends = envs.options, None, 0
     for action, obs, reward, terminated, truncated, info in play(envs, num_steps):
         assert not truncated.any()
-        boards = [np.array(reference.tiles(state, options)) for state in states_of(envs)]
+        boards = [np.array(reference.tiles(state, options)) for state in envs.states]
         assert (info["action_mask"][:, 4:] == 0).all() and info["action_mask"].any(-1).all()
         assert (obs[:, size:] == 0).all() and (obs[:, :, size:] == 0).all()
         for i in np.flatnonzero(terminated):

@@ -10,7 +10,7 @@ import random
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, states_of
+from playing import make_vec
 
 from rlmask_envs import game2048
 
@@ -34,7 +34,7 @@ def add_tile(spiel, chance):
 
 def test_random_games_are_those_of_open_spiel():
     envs = make_vec("Game2048", 1, max_tile=MAX_TILE)
-    (state,), options = states_of(envs), options_of(envs)
+    (state,), options = envs.states, envs.options
     board = state.board[:4, :4]
     game = pyspiel.load_game("2048", {"max_tile": MAX_TILE})
     chance = random.Random(0)

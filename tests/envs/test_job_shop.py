@@ -3,7 +3,7 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 
 from rlmask_envs import job_shop
 from rlmask_envs.dispatching import dispatch
@@ -40,7 +40,7 @@ class Game:
 
     def __init__(self, seed=0, **sizes):
         envs = make_vec("JobShop", 1, **sizes)
-        (self.state,), self.options = states_of(envs), options_of(envs)
+        (self.state,), self.options = envs.states, envs.options
         self.obs = np.zeros(envs.single_observation_space.shape, np.float32)
         self.rng = np.array([seed, 0], np.uint64)
         reset(self.state, self.rng, self.options)
@@ -251,18 +251,18 @@ def test_episodes_have_an_action_an_operation_and_the_next_one_another_instance(
     start = None
     for number, (*_, obs, reward, terminated, truncated, _) in enumerate(play(envs, 200), 1):
         if start is None:
-            start = states_of(envs).durations.copy()
+            start = envs.states.durations.copy()
         assert (terminated == (number % 100 == 0)).all()
         assert not truncated.any()
         assert (reward <= 0).all()
         assert np.abs(obs).max() < 8
-    assert (states_of(envs).durations != start).mean() > 0.9
+    assert (envs.states.durations != start).mean() > 0.9
 
 
 def test_random_instances_are_uniform():
     envs = make_vec("JobShop", 500)
     envs.reset(seed=0)
-    durations, machines = states_of(envs).durations, states_of(envs).machines
+    durations, machines = envs.states.durations, envs.states.machines
     counts = np.bincount(durations.ravel(), minlength=100)
     # 50,000 draws of 99 values: 505 each, standard deviation 22.4
     assert counts[0] == 0 and len(counts) == 100
@@ -282,9 +282,9 @@ def test_an_instance_is_the_same_in_all_episodes():
     durations, machines = load_instance("ft10")
     for _ in play(envs, 101):
         pass
-    assert (states_of(envs).durations == durations).all()
-    assert (states_of(envs).machines == machines).all()
-    assert options_of(envs).max_duration == 99
+    assert (envs.states.durations == durations).all()
+    assert (envs.states.machines == machines).all()
+    assert envs.options.max_duration == 99
 
 
 def test_reset_sets_every_field():

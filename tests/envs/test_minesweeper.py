@@ -3,7 +3,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 from reference_games import minesweeper as reference
 
 from rlmask_envs import drawing, minesweeper
@@ -18,7 +18,7 @@ def make(num_mines=10, num_envs=1):
         "Minesweeper", num_envs, height=HEIGHT, width=WIDTH, num_mines=num_mines, num_threads=1
     )
     envs.reset(seed=0)
-    return envs, states_of(envs), options_of(envs)
+    return envs, envs.states, envs.options
 
 
 class Board:
@@ -153,7 +153,7 @@ def test_the_first_opening_opens_a_region():
 @pytest.mark.parametrize("sizes", [{}, {"height": HEIGHT, "width": WIDTH, "num_mines": 4}])
 def test_random_play(sizes):
     envs = make_vec("Minesweeper", 16, num_threads=1, **sizes)
-    states, options = states_of(envs), options_of(envs)
+    states, options = envs.states, envs.options
     returns, outcomes = np.zeros(16), set()
     for _, obs, reward, terminated, truncated, info in play(envs, 200):
         assert not truncated.any()

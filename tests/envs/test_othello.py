@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 from reference_games import othello as reference
 
 from rlmask_envs import othello
@@ -23,13 +23,13 @@ def one(rows=None, **keywords):
     """Return a state and its rng and options; `rows` {y: "XO......"}, X is the agent."""
     envs = make_vec("Othello", 1, **keywords)
     envs.reset(seed=0)
-    state = states_of(envs)[0]
+    state = envs.states[0]
     if rows is not None:
         cells = [(y, x, letter) for y, row in rows.items() for x, letter in enumerate(row)]
         for player in (AGENT, OPPONENT):
             state.stones[player] = bits((y, x) for y, x, letter in cells if letter == "XO"[player])
         state.moves = othello.moves_of(state, state.player)
-    return state, envs._batch.rngs[0], options_of(envs)
+    return state, envs._batch.rngs[0], envs.options
 
 
 def valid(state, options):
@@ -59,7 +59,7 @@ def test_start():
 def test_the_opponent_begins():
     envs = make_vec("Othello", 200, seat="second")
     obs, info = envs.reset(seed=0)
-    states = states_of(envs)
+    states = envs.states
     assert not states.is_black.any()
     assert ((obs != 0).sum((1, 2)) == [1, 4, 3]).all()  # White has three moves by symmetry
     assert (info["action_mask"].sum(1) == 3).all()
@@ -71,7 +71,7 @@ def test_the_opponent_begins():
 def test_seats_are_drawn():
     envs = make_vec("Othello", 400)
     envs.reset(seed=0)
-    assert 150 < states_of(envs).is_black.sum() < 250  # 200 expected, standard deviation 10
+    assert 150 < envs.states.is_black.sum() < 250  # 200 expected, standard deviation 10
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -218,7 +218,7 @@ def test_opponents_pass_only_if_they_must():
 @pytest.mark.parametrize("opponent", ["random", "heuristic"])
 def test_random_play(opponent):
     envs = make_vec("Othello", 32, opponent=opponent)
-    states, options = states_of(envs), options_of(envs)
+    states, options = envs.states, envs.options
     total, seen, passes = None, set(), 0
     for action, obs, reward, terminated, truncated, info in play(envs, 120):
         assert not truncated.any()
@@ -259,11 +259,11 @@ def test_reset_sets_every_field():
     envs, other = make_vec("Othello", 8), make_vec("Othello", 8)
     for _ in play(envs, 10):
         pass
-    states_of(envs).view(np.uint8)[:] = 77
+    envs.states.view(np.uint8)[:] = 77
     envs.reset(seed=5)
     other.reset(seed=5)
-    for name in states_of(envs).dtype.names:
-        assert (states_of(envs)[name] == states_of(other)[name]).all(), name
+    for name in envs.states.dtype.names:
+        assert (envs.states[name] == other.states[name]).all(), name
 
 
 @pytest.mark.parametrize(

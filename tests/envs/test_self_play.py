@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from playing import draw, make_vec, options_of, play, states_of
+from playing import draw, make_vec, play
 from reference_games import othello as reference
 
 from rlmask_envs import connect_four, othello
@@ -133,8 +133,8 @@ def test_ply_by_ply_it_is_the_same_game(game, seat, opponent):
         make_vec(name, 1, seat=seat, opponent=opponent),
         make_vec(name, 1, opponent="none"),
     )
-    (state,), (twin,) = states_of(envs), states_of(plain)
-    options, no_options = options_of(envs), options_of(plain)
+    (state,), (twin,) = envs.states, plain.states
+    options, no_options = envs.options, plain.options
     rng, draws = np.array([3, 0], np.uint64), np.random.default_rng(0)
     seen = set()
     for _ in range(20):
@@ -178,5 +178,5 @@ def test_pictures_keep_the_players_apart():
     for square, expected in [(19, "black x 4, white o 1"), (18, "black x 3, white o 3")]:
         envs.step(np.array([square]))
         assert envs.render()[0].split("\n")[-1] == expected
-    state, options = states_of(envs)[0], options_of(envs)
+    state, options = envs.states[0], envs.options
     assert othello.image(state, options).shape == (9 * 32, 8 * 32, 3)

@@ -5,7 +5,7 @@ from collections import Counter
 import gymnasium as gym
 import numpy as np
 import pytest
-from playing import draw, make_vec, options_of, states_of
+from playing import draw, make_vec
 from reference_games import snake as reference
 
 from rlmask_envs import snake
@@ -77,7 +77,7 @@ def lay_out(body, food, height=4, width=4):
     """Return an env with the snake there, from the tail to the head, and food."""
     envs = make_vec("Snake", 1, height=height, width=width)
     envs.reset(seed=0)
-    (state,) = states_of(envs)
+    (state,) = envs.states
     put(state, body, food)
     envs.restore_state(envs.capture_state())
     return envs, state
@@ -103,7 +103,7 @@ def step(envs, action):
 
 
 def body_of(envs):
-    return reference.body(states_of(envs)[0], options_of(envs))
+    return reference.body(envs.states[0], envs.options)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 10), (4, 5), (2, 4)])
@@ -134,9 +134,9 @@ def test_play_along_with_the_model(height, width):
                 models[i] = begin(obs[i], height, width)
                 continue
             if model.food is None:
-                model.food = food_of(states_of(envs)[i])
+                model.food = food_of(envs.states[i])
                 assert model.food in model.cells - set(model.body)
-            assert reference.body(states_of(envs)[i], options_of(envs)) == model.body
+            assert reference.body(envs.states[i], envs.options) == model.body
             assert (obs[i] == model.planes()).all()
     assert min(seen[name] for name in ("eaten", "bitten", "at the tail")) > 0
     if height * width == 8:
@@ -149,7 +149,7 @@ def test_a_step_without_food():
     assert step(envs, UP)[:2] == (0.0, False)
     assert body_of(envs) == [(1, 1), (1, 2), (0, 2)]
     assert mask_of(envs) == [0, 1, 0, 1]  # not off the board, nor back
-    assert food_of(states_of(envs)[0]) == (3, 3)
+    assert food_of(envs.states[0]) == (3, 3)
 
 
 def test_masks_at_the_walls():
@@ -218,7 +218,7 @@ def test_food_comes_to_all_free_cells_alike():
     rng, num_draws = np.array([7, 0], np.uint64), 900
     for _ in range(num_draws):
         put(state, body, (1, 0))
-        assert snake.step(state, DOWN, rng, options_of(envs)) == (1.0, False)
+        assert snake.step(state, DOWN, rng, envs.options) == (1.0, False)
         counts[food_of(state)] += 1
     assert set(counts) == set(free)
     # 300 each are expected; the standard deviation is sqrt(900 * 1/3 * 2/3) = 14.1
@@ -256,9 +256,9 @@ def test_sizes_are_checked(sizes, message):
 
 def test_text_and_image():
     envs, state = lay_out([(1, 0), (1, 1), (1, 2)], (0, 3), 2, 4)
-    assert snake.text(state, options_of(envs)) == "...*\nooH."
-    picture = snake.image(state, options_of(envs))
+    assert snake.text(state, envs.options) == "...*\nooH."
+    picture = snake.image(state, envs.options)
     assert picture.shape == (64, 128, 3) and picture.dtype == np.uint8
-    snake.step(state, RIGHT, np.zeros(2, np.uint64), options_of(envs))
-    assert snake.text(state, options_of(envs)) == "...*\n.ooH"
-    assert (snake.image(state, options_of(envs)) != picture).any()
+    snake.step(state, RIGHT, np.zeros(2, np.uint64), envs.options)
+    assert snake.text(state, envs.options) == "...*\n.ooH"
+    assert (snake.image(state, envs.options) != picture).any()

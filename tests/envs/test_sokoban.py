@@ -3,7 +3,7 @@ from collections import deque
 import gymnasium as gym
 import numpy as np
 import pytest
-from playing import draw, make_vec, options_of, play, states_of
+from playing import draw, make_vec, play
 
 from rlmask_envs import sokoban
 
@@ -14,7 +14,7 @@ STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
 def put(envs, level, copy=0):
     """Set a copy to a level in the signs of `text`; return its valid actions."""
     signs = "".join(row.ljust(10, "#") for row in level).ljust(100, "#")
-    state = states_of(envs)[copy]
+    state = envs.states[copy]
     state.walls = [sign == "#" for sign in signs]
     state.goals = [sign in ".*+" for sign in signs]
     state.boxes = [sign in "$*" for sign in signs]
@@ -25,7 +25,7 @@ def put(envs, level, copy=0):
 
 
 def show(envs, copy=0):
-    return sokoban.text(states_of(envs)[copy], options_of(envs)).split("\n")
+    return sokoban.text(envs.states[copy], envs.options).split("\n")
 
 
 def levels_of(envs, num_resets):
@@ -151,7 +151,7 @@ def test_text_and_picture_show_the_level():
     level = ["######", "#.$ +#", "# * ##", "#    #", "######"]
     envs, _ = small(level)
     assert show(envs) == level
-    picture = sokoban.image(states_of(envs)[0], options_of(envs))
+    picture = sokoban.image(envs.states[0], envs.options)
     assert (picture.shape, picture.dtype) == ((160, 192, 3), np.uint8)
     cells = picture.reshape(5, 32, 6, 32, 3).transpose(0, 2, 1, 3, 4).reshape(30, -1)
     shown = {sign: {cells[i].tobytes() for i, s in enumerate("".join(level)) if s == sign}
@@ -159,7 +159,7 @@ def test_text_and_picture_show_the_level():
     assert [len(kind) for kind in shown.values()] == [1] * 6  # each sign looks one way,
     assert len(set.union(*shown.values())) == 6  # and another than the others
     put(envs, [row.replace("+", "@") for row in level])
-    assert (sokoban.image(states_of(envs)[0], options_of(envs)) != picture)[32:64, 128:160].any()
+    assert (sokoban.image(envs.states[0], envs.options) != picture)[32:64, 128:160].any()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_playing_in_reverse_gives_a_solution(sizes):
     envs = make_vec("Sokoban", num_envs, **sizes)
     _, info = envs.reset(seed=1)
     mask = info["action_mask"]
-    start = states_of(envs).copy()
+    start = envs.states.copy()
     assert (start["first"] < 120).all()
     is_done = np.zeros(num_envs, bool)
     for move in range(120):
@@ -214,7 +214,7 @@ def test_playing_in_reverse_gives_a_solution(sizes):
 )
 def test_levels_are_rooms_with_boxes_and_goals(sizes):
     envs = make_vec("Sokoban", 64, **sizes)
-    num_boxes, off_goals, seen = options_of(envs).num_boxes, [], set()
+    num_boxes, off_goals, seen = envs.options.num_boxes, [], set()
     for level in levels_of(envs, 4):
         signs = "".join(level)
         count = {sign: signs.count(sign) for sign in "#.$*@+"}
@@ -248,14 +248,14 @@ def test_more_pulls_make_longer_solutions():
     for num_pulls in (1, 5, 20):
         envs = make_vec("Sokoban", 256, num_pulls=num_pulls)
         envs.reset(seed=0)
-        lengths.append((120 - states_of(envs)["first"]).mean())
+        lengths.append((120 - envs.states["first"]).mean())
     assert lengths[0] < lengths[1] < lengths[2]
 
 
 @pytest.mark.parametrize("sizes", [{}, {"height": 5, "width": 5, "num_boxes": 3}], ids=str)
 def test_play_keeps_boxes_and_counts_them_right(sizes):
     envs = make_vec("Sokoban", 64, **sizes)
-    states, num_boxes, solved, seen = states_of(envs), options_of(envs).num_boxes, 0, set()
+    states, num_boxes, solved, seen = envs.states, envs.options.num_boxes, 0, set()
     for _, _, reward, terminated, truncated, info in play(envs, 400):
         assert info["action_mask"].any(1).all()
         assert not info["action_mask"][:, 4:].any()
@@ -293,11 +293,11 @@ def test_a_level_does_not_depend_on_the_one_before():
     envs = make_vec("Sokoban", 8)
     envs.reset(seed=5)
     first = envs.capture_state()["states"]
-    states_of(envs).view(np.uint8)[:] = 255
+    envs.states.view(np.uint8)[:] = 255
     envs.reset(seed=5)
-    for name in states_of(envs).dtype.names:
-        expected = first.view(states_of(envs).dtype)[:, 0][name]
-        np.testing.assert_array_equal(states_of(envs)[name], expected)
+    for name in envs.states.dtype.names:
+        expected = first.view(envs.states.dtype)[:, 0][name]
+        np.testing.assert_array_equal(envs.states[name], expected)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 
 from rlmask_envs import suite
 from rlmask_envs.suite import DOWN, LEFT, PRIMARY, RIGHT, SECONDARY, UP
@@ -21,8 +21,8 @@ GRADED = {("Snake", 1): set(range(1, 255)), ("Courier", 10): {128}}
 @pytest.mark.parametrize("name", OTHER_SIZES)
 def test_all_sizes_are_compiled_as_one(name):
     envs, other = make_vec(name, 1), make_vec(name, 1, **OTHER_SIZES[name])
-    assert states_of(envs).dtype == states_of(other).dtype
-    assert options_of(envs).dtype == options_of(other).dtype
+    assert envs.states.dtype == other.states.dtype
+    assert envs.options.dtype == other.options.dtype
     assert envs.observation_space == other.observation_space
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from playing import make_vec, options_of, play, states_of
+from playing import make_vec, play
 from reference_games import tetris as reference
 
 from rlmask_envs import tetris
@@ -16,10 +16,10 @@ def position(rows, piece=O, turns=0, y=0, x=0, next_piece=O):
     """Return a state, its options, and randomness; # is a filled cell of an O."""
     height, width = len(rows), len(rows[0])
     envs = make_vec("Tetris", 1, height=height, width=width)
-    (state,) = states_of(envs)
+    (state,) = envs.states
     state.cells[:height, :width] = [[O + 1 if mark == "#" else 0 for mark in row] for row in rows]
     state.piece, state.turns, state.y, state.x, state.next_piece = piece, turns, y, x, next_piece
-    return state, options_of(envs), np.zeros(2, np.uint64)
+    return state, envs.options, np.zeros(2, np.uint64)
 
 
 def well(*rows):
@@ -278,7 +278,7 @@ def test_envs_play_small_wells():
         assert (obs[..., 2] > 0).sum((1, 2)).tolist() == [4] * 8
         assert ((obs[..., 0] > 0) & (obs[..., 1:3] > 0).any(-1)).sum() == 0
         assert set(reward) <= {0, 1, 3, 6, 10}
-        states = states_of(envs)
+        states = envs.states
         assert (states.cells[terminated] == 0).all()
 
 
