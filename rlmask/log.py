@@ -11,10 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from torch.utils.tensorboard.writer import SummaryWriter
+
+RETURNS = ("rollout/episode_return", "eval/mean_return")  # how the names of what is drawn begin
 
 
 class Log:
@@ -77,26 +80,41 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def plot_learning_curve(run_dir: Path) -> Path:
-    """Draw return over env steps as learning_curve.png; return its path."""
+    """Draw return over env steps as learning_curve.png, a panel a game; return its path."""
     records = read_metrics(run_dir)
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    names = {name for record in records for name in record if name.startswith(RETURNS)}
+    games = sorted({_game(name) for name in names}) or [""]
+    columns = min(2, len(games))
+    rows = -(-len(games) // columns)
+    size = (8, 4.5) if len(games) == 1 else (5.5 * columns, 3 * rows + 0.5)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    names = sorted({name for record in records for name in record if _is_return(name)})
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, game in zip(panels, games, strict=False):
+        _plot_game(axes, records, sorted(name for name in names if _game(name) == game))
+        axes.set_title(game or run_dir.resolve().name, loc="left")
+    for axes in panels[len(games) :]:
+        axes.axis("off")
+    if len(games) > 1:
+        figure.suptitle(run_dir.resolve().name, x=0.01, ha="left")
+    path = run_dir / "learning_curve.png"
+    figure.savefig(path)
+    return path
+
+
+def _plot_game(axes: Axes, records: list[dict[str, Any]], names: list[str]) -> None:
     for name in names:
         points = [(r["env_steps"], r[name]) for r in records if r.get(name) is not None]
         is_eval = name.startswith("eval/")
-        game = name.partition("mean_return/" if is_eval else "episode_return/")[2]
-        label = "evaluation, greedy" if is_eval else "training, last 100 episodes"
         axes.plot(
             *zip(*points, strict=True),
             "o" if is_eval else "-",
-            label=f"{game}: {label}" if game else label,
+            label="evaluation" if is_eval else "training, last 100 episodes",
             markersize=7,
             linewidth=1.6,
             zorder=3 if is_eval else 2,
         )
-        if is_eval and len(names) <= 4:
+        if is_eval and points:
             steps, value = points[-1]
             axes.annotate(
                 f"{value:.2f}",
@@ -105,21 +123,19 @@ def plot_learning_curve(run_dir: Path) -> Path:
                 textcoords="offset points",
                 ha="right",
             )
-    axes.set_title(run_dir.resolve().name, loc="left")
     axes.set_xlabel("env steps")
     axes.set_ylabel("episode return")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(y=0.15)  # the last value is written below its point
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if names:
         axes.legend(frameon=False)
-    path = run_dir / "learning_curve.png"
-    figure.savefig(path)
-    return path
 
 
-def _is_return(name: str) -> bool:
-    return name.startswith(("rollout/episode_return", "eval/mean_return"))
+def _game(name: str) -> str:
+    """Return the game at the end of a metric's name, or nothing."""
+    return name.partition("_return")[2].removeprefix("/")
 
 
 def versions() -> dict[str, Any]:

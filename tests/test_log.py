@@ -168,6 +168,24 @@ def test_a_learning_curve_of_whatever_there_is(tmp_path, metrics):
     assert plot_learning_curve(tmp_path).stat().st_size > 1000
 
 
+def test_each_game_has_a_panel_of_its_own(tmp_path, monkeypatch):
+    """Returns of 3,000 and of 3 cannot be read off one axis."""
+    drawn = []
+    monkeypatch.setattr(
+        "rlmask.log._plot_game", lambda axes, records, names: drawn.append((axes, names))
+    )
+    with Log(tmp_path, 0) as log:
+        log.write(1, 64, 0.1, {f"eval/mean_return/{game}": 1.0 for game in ("A-v0", "b:B-v0-3")})
+        log.write(2, 64, 0.1, {f"rollout/episode_return/{game}": 1.0 for game in ("A-v0", "C")})
+    plot_learning_curve(tmp_path)
+    assert [names for _, names in drawn] == [
+        ["eval/mean_return/A-v0", "rollout/episode_return/A-v0"],
+        ["rollout/episode_return/C"],
+        ["eval/mean_return/b:B-v0-3"],
+    ]
+    assert [axes.get_title("left") for axes, _ in drawn] == ["A-v0", "C", "b:B-v0-3"]
+
+
 def test_a_learning_curve_of_a_run_without_metrics(tmp_path):
     assert plot_learning_curve(tmp_path).is_file()
 
