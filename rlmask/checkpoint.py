@@ -122,6 +122,21 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_synced(path: Path, data: bytes) -> None:
+    """Write a file under another name, then give it its own: a reader sees all of it or the old.
+
+    Raises:
+        OSError: if it cannot be written; what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write_synced(temporary, data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def sync_directory(path: Path) -> None:
     """Wait until the names in a directory are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

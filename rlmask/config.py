@@ -1,5 +1,6 @@
 """Configs: a YAML file on top of the defaults of a frozen dataclass, checked key by key."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -140,8 +141,17 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = [argument for argument in arguments if argument is not type(None)]
-        return convert(value, inner, where)
+        inner = [argument for argument in arguments if argument is not type(None)]
+        for alternative in inner[:-1]:
+            with contextlib.suppress(ConfigError):
+                return convert(value, alternative, where)
+        if len(inner) > 1 and typing.get_origin(inner[-1]) is Literal:  # `a number or auto`
+            words = " or ".join(typing.get_args(inner[-1]))
+            if value not in typing.get_args(inner[-1]):
+                raise ConfigError(
+                    f"{where} is {value!r}; it must be {describe(inner[0])} or {words}"
+                )
+        return convert(value, inner[-1], where)
     if origin is Literal:
         if value in arguments:
             return value

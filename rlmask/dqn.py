@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,9 @@ from rlmask.config import (
     check_unit_interval,
 )
 from rlmask.episodes import RecentEpisodes
-from rlmask.networks import QNetwork, choose_device, q_policy
+from rlmask.joint_replay import JointReplay, seeds_of
+from rlmask.networks import QNetwork, choose_device
+from rlmask.normalize import RewardScaler
 from rlmask.ops import (
     QTerms,
     bootstrap_mask,
@@ -49,6 +51,7 @@ from rlmask.ops import (
     values_of_gradient,
 )
 from rlmask.optim import FlatAdam, flatten_weights
+from rlmask.policies import q_policy
 from rlmask.replay import Replay, least_capacity
 from rlmask.torso import Activation
 from rlmask.types import (
@@ -152,12 +155,18 @@ class DQNConfig:
     """α of the priorities: 0 is uniform."""
     importance_exponent: float = 0.4
     """β of the importance weights at the start; it rises in a straight line to 1 at total_steps."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return, game by game."""
     conv_filters: tuple[int, ...] = ()
     """Filters of 3x3 layers on images; none: Mnih et al. 2015, or one of 16 below 36 pixels."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Widths of the fully connected layers."""
     activation: Activation = "relu"
     """After each fully connected layer."""
+    game_stems: bool = False
+    """Each of several games has a first layer of its own."""
+    game_heads: bool = False
+    """Each of several games has a last layer of its own, not one over the union."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     num_threads: int = 1
@@ -191,6 +200,14 @@ class DQNConfig:
                 f"learning_starts is {self.learning_starts}: it must be <= total_steps, "
                 f"{self.total_steps}, or nothing is learned"
             )
+        num_games = len(self.all_games)
+        if self.batch_size % num_games:
+            raise ValueError(
+                f"batch_size is {self.batch_size}: it must be a multiple of the {num_games} games, "
+                "which have equal shares"
+            )
+        if (self.game_stems or self.game_heads) and num_games == 1:
+            raise ValueError("game_stems and game_heads are for several games")
         least = least_capacity(self.num_envs, self.frame_stack)
         if self.replay_capacity < least:
             raise ValueError(f"replay_capacity is {self.replay_capacity}: it must be >= {least}")
@@ -265,7 +282,7 @@ def _train(
         for phase in phases:
             epsilon, learning_rate, beta = scheduled(config, phase * config.steps_per_phase)
             obs, action_mask, ended = collect(
-                envs, state, obs, action_mask, config.num_steps, epsilon, device
+                config, envs, state, obs, action_mask, epsilon, device
             )
             episodes += ended
             learning_phase = phase + 1 - first_learning_phase
@@ -326,7 +343,8 @@ class State:
     optimizer: FlatAdam
     target: QNetwork
     target_weights: Float[Tensor, " W"]
-    replay: Replay
+    replay: Replay | JointReplay
+    reward_scaler: RewardScaler
     generator: torch.Generator  # of the exploration, on the CPU
     recent: RecentEpisodes
 
@@ -351,19 +369,28 @@ def initial_state(config: DQNConfig, envs: VectorEnv, device: torch.device) -> S
         optimizer=FlatAdam(network),
         target=target,
         target_weights=flatten_weights(target),
-        replay=Replay(
-            config.num_envs,
-            config.replay_capacity,
-            envs.spec.obs,
-            envs.spec.action.num_actions,
-            frame_stack=config.frame_stack,
-            prioritized=config.prioritized,
-            priority_exponent=config.priority_exponent,
-            seed=config.seed,
-        ),
+        replay=make_replay(config, envs.spec.obs, envs.spec.action.num_actions),
+        reward_scaler=RewardScaler(config.num_envs, config.gamma, len(config.all_games)),
         generator=generator,
         recent=RecentEpisodes(game_names(config.all_games)),
     )
+
+
+def make_replay(config: DQNConfig, obs: ObsSpec, num_actions: int) -> Replay | JointReplay:
+    """Return an empty buffer, or one for each of several games."""
+    make = partial(
+        Replay,
+        obs=obs,
+        num_actions=num_actions,
+        frame_stack=config.frame_stack,
+        prioritized=config.prioritized,
+        priority_exponent=config.priority_exponent,
+    )
+    count = len(config.all_games)
+    if count == 1:
+        return make(config.num_envs, config.replay_capacity, seed=config.seed)
+    each = config.num_envs // count, config.replay_capacity // count
+    return JointReplay([make(*each, seed=seed) for seed in seeds_of(config.seed, count)])
 
 
 def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
@@ -372,10 +399,12 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
         "update": update,
         "obs_spec": vars(envs.spec.obs),
         "action_spec": vars(envs.spec.action),
+        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in envs.spec.games],
         "network": state.network.state_dict(),
         "target": state.target.state_dict(),
         "optimizer": state.optimizer.capture(),
         "replay": state.replay.capture(),
+        "reward_scaler": state.reward_scaler.capture(),
         "generator": state.generator.get_state(),
         "recent_episodes": state.recent.capture(),
         "envs": envs.capture(),
@@ -388,6 +417,7 @@ def restore(state: State, captured: Mapping[str, Any]) -> None:
     state.target.load_state_dict(captured["target"])
     state.optimizer.restore(captured["optimizer"])
     state.replay.restore(captured["replay"])
+    state.reward_scaler.restore(captured["reward_scaler"])
     state.generator.set_state(captured["generator"])
     state.recent.restore(captured["recent_episodes"])
 
@@ -399,10 +429,16 @@ def load_policy(config: DQNConfig, state: Mapping[str, Any], *, greedy: bool, se
         greedy: the best valid action; otherwise epsilon-greedy, as at the end of training.
         seed: of the draws.
     """
+    generator = torch.Generator().manual_seed(seed)
+    epsilon = 0.0 if greedy else config.epsilon_end
+    return q_policy(load_network(config, state), epsilon=epsilon, generator=generator)
+
+
+def load_network(config: DQNConfig, state: Mapping[str, Any]) -> QNetwork:
+    """Return the network of a captured state, on the CPU."""
     network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
-    epsilon = 0.0 if greedy else config.epsilon_end
-    return q_policy(network, epsilon=epsilon, generator=torch.Generator().manual_seed(seed))
+    return network
 
 
 def make_network(
@@ -423,17 +459,20 @@ def make_network(
             layer_norm=False,
             num_outputs=config.num_outputs,
             support=support,
+            num_games=len(config.all_games),
+            game_stems=config.game_stems,
+            game_heads=config.game_heads,
             generator=generator,
         )
 
 
 @torch.inference_mode()
 def collect(
+    config: DQNConfig,
     envs: VectorEnv,
     state: State,
     obs: Tensor,
     action_mask: Bool[Tensor, " N A"],
-    num_steps: int,
     epsilon: float,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, list[Episode]]:
@@ -442,7 +481,7 @@ def collect(
     obs [N, *obs] and action_mask [N, A] are on the CPU, as the envs give and take them.
     """
     episodes: list[Episode] = []
-    for _ in range(num_steps):
+    for _ in range(config.num_steps):
         values = state.network.values(obs.to(device), action_mask.to(device)).cpu()
         action = masked_epsilon_greedy(values, action_mask, epsilon, state.generator)
         step = envs.step(action)
@@ -456,6 +495,9 @@ def collect(
             step.final_obs,
             step.final_action_mask,
         )
+        if config.normalize_reward:
+            ended = step.terminated | step.truncated
+            state.reward_scaler.observe(step.reward.unsqueeze(0), ended.unsqueeze(0))
         obs, action_mask = step.obs, step.action_mask
         episodes += step.episodes
     return obs, action_mask, episodes
@@ -492,6 +534,8 @@ def learn(
         n_step=config.n_step,
         importance_exponent=importance_exponent,
     )
+    if config.normalize_reward:  # what is stored is raw, as the scale changes
+        drawn = replace(drawn, reward=state.reward_scaler.scale(drawn.reward.unsqueeze(0))[0])
     if device.type != "cpu":
         drawn, weight = tree_map(lambda x: x.to(device), drawn), weight.to(device)
     check_action(drawn.action_mask, drawn.action)

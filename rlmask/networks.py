@@ -1,4 +1,4 @@
-"""Networks: the actor-critic that PPO trains, the Q-network of DQN and PQN, and their policies.
+"""Networks: the actor-critic that PPO trains, and the Q-network of DQN and PQN.
 
 Dimension key: `B` batch, `A` union actions, `H` features, `G` torsos (one shared, or two), `Z`
 numbers an action (one value, atoms, or quantiles).
@@ -10,17 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rlmask.normalize import update_moments
+from rlmask.layers import apply_head, grad_of, head, linear_pullback
+from rlmask.normalize import ObsScaler
 from rlmask.ops import (
     dueling_gradient,
     dueling_values,
-    masked_argmax,
-    masked_epsilon_greedy,
-    masked_inverse_cdf,
-    split_parts,
 )
-from rlmask.torso import Activation, Torso, find_quickly, grad_of
-from rlmask.types import ActionSpec, ObsSpec, Policy
+from rlmask.torso import Activation, Torso, find_quickly
+from rlmask.types import ActionSpec, ObsSpec
 
 
 class ActorCritic(nn.Module):
@@ -34,10 +31,6 @@ class ActorCritic(nn.Module):
             standard deviation, clipped to ±10; the statistics are part of the weights.
         generator: of the initial weights (CPU).
     """
-
-    obs_mean: Tensor
-    obs_var: Tensor
-    obs_count: Tensor
 
     def __init__(
         self,
@@ -59,23 +52,28 @@ class ActorCritic(nn.Module):
         )
         self.actor_head = head(hidden_sizes[-1], action.num_actions, 0.01, generator)
         self.critic_head = head(hidden_sizes[-1], 1, 1.0, generator)
-        self.normalize_obs = normalize_obs and obs.kind == "vector"
-        if self.normalize_obs:
-            self.register_buffer("obs_mean", torch.zeros(obs.shape, dtype=torch.float64))
-            self.register_buffer("obs_var", torch.ones(obs.shape, dtype=torch.float64))
-            self.register_buffer("obs_count", torch.full((), 1e-4, dtype=torch.float64))
+        self.obs_scaler = ObsScaler(obs) if normalize_obs and obs.kind == "vector" else None
         find_quickly(self)
 
-    def forward(self, obs: Tensor) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
-        """Return logits and value."""
+    def forward(
+        self, obs: Tensor, game: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
+        """Return logits and value; of which game a row is makes no difference here."""
         return self.heads(self.torso(self.scaled(obs)))
+
+    def scores(
+        self,
+        obs: Tensor,
+        action_mask: Bool[Tensor, " B A"],
+        game: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B H"]]:
+        """Return logits, and the features that they are of."""
+        features = self.torso(self.scaled(obs))
+        return self.actor_head(features[0]), features[0]
 
     def scaled(self, obs: Tensor) -> Tensor:
         """Return the observations as the torso sees them."""
-        if not self.normalize_obs:
-            return obs
-        scaled = (obs - self.obs_mean) / (self.obs_var + 1e-8).sqrt()
-        return scaled.clamp(-10, 10).float()
+        return obs if self.obs_scaler is None else self.obs_scaler(obs)
 
     def heads(
         self, features: Float[Tensor, " G B H"]
@@ -112,13 +110,6 @@ class ActorCritic(nn.Module):
 
         return *self.heads(features), pullback
 
-    @torch.no_grad()
-    def observe(self, obs: Float[Tensor, " B *obs"]) -> None:
-        """Add observations to the statistics of `normalize_obs`."""
-        moments = update_moments(self.obs_mean, self.obs_var, self.obs_count, obs)
-        for buffer, new in zip((self.obs_mean, self.obs_var, self.obs_count), moments, strict=True):
-            buffer.copy_(new)
-
 
 class QNetwork(nn.Module):
     """Z numbers for each of the union actions: a value, or a distribution of the return.
@@ -132,6 +123,9 @@ class QNetwork(nn.Module):
         num_outputs: Z.
         support: atoms [Z] whose probabilities the numbers are the logits of; None: the numbers are
             values, all equally likely.
+        num_games: whose rows come in turn, if they have parts of their own.
+        game_stems: each game has a first layer of its own.
+        game_heads: each game has a last layer of its own.
         generator: of the initial weights (CPU).
     """
 
@@ -149,6 +143,9 @@ class QNetwork(nn.Module):
         layer_norm: bool,
         num_outputs: int,
         support: Float[Tensor, " Z"] | None,
+        num_games: int = 1,
+        game_stems: bool = False,
+        game_heads: bool = False,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -162,10 +159,12 @@ class QNetwork(nn.Module):
             conv_filters=conv_filters,
             last_groups=2 if dueling else 1,
             layer_norm=layer_norm,
+            num_stems=num_games if game_stems else 1,
         )
         width = hidden_sizes[-1]
         self.num_actions, self.num_outputs = action.num_actions, num_outputs
-        self.head = head(width, action.num_actions * num_outputs, 0.01, generator)
+        num_heads = num_games if game_heads else 1
+        self.head = head(width, action.num_actions * num_outputs, 0.01, generator, num_heads)
         self.value_head = head(width, num_outputs, 0.01, generator) if dueling else None
         self.register_buffer("support", support, persistent=False)
         find_quickly(self)
@@ -176,6 +175,20 @@ class QNetwork(nn.Module):
         The mask matters to a dueling network only.
         """
         return self.outputs(self.torso.forward(obs), action_mask)
+
+    def scores(
+        self,
+        obs: Tensor,
+        action_mask: Bool[Tensor, " B A"],
+        game: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B H"]]:
+        """Return the expected return of each action, and the features that it is of.
+
+        Args:
+            game: of each row; None: row i is of game i modulo the number of games.
+        """
+        features = self.torso.forward(obs, game)
+        return self.expected(self.outputs(features, action_mask, game)), features[-1]
 
     def values(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Float[Tensor, " B A"]:
         """Return the expected return of each action."""
@@ -188,10 +201,15 @@ class QNetwork(nn.Module):
         return outputs.squeeze(-1) if self.num_outputs == 1 else outputs.mean(-1)
 
     def outputs(
-        self, features: Float[Tensor, " G B H"], action_mask: Bool[Tensor, " B A"]
+        self,
+        features: Float[Tensor, " G B H"],
+        action_mask: Bool[Tensor, " B A"],
+        game: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, " B A Z"]:
         """Return the numbers of each action, of the features."""
-        rows = self.head.forward(features[-1]).view(-1, self.num_actions, self.num_outputs)
+        rows = apply_head(self.head, features[-1], game).view(
+            -1, self.num_actions, self.num_outputs
+        )
         if self.value_head is None:
             return rows
         return dueling_values(self.value_head.forward(features[0]), rows, action_mask)
@@ -216,92 +234,6 @@ class QNetwork(nn.Module):
             torso_pullback(grad_features)
 
         return outputs, pullback
-
-
-def linear_pullback(
-    layer: nn.Linear, x: Float[Tensor, " B H"], grad: Float[Tensor, " B Z"], out: Tensor
-) -> None:
-    """Write the gradient of a layer's parameters, and to `out` that of its input."""
-    weight = layer.weight
-    torch.mm(grad.mT, x, out=grad_of(weight))
-    torch.sum(grad, 0, out=grad_of(layer.bias))
-    torch.mm(grad, weight, out=out)
-
-
-def head(in_features: int, out_features: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    """Return a linear layer with orthogonal weights and zero bias."""
-    layer = nn.Linear(in_features, out_features)
-    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def actor_policy(
-    network: ActorCritic, *, greedy: bool, generator: torch.Generator | None = None
-) -> Policy:
-    """Return a policy that takes the best valid action, or draws from the softmax over them.
-
-    Observations and masks may be on any device; actions come back on the same.
-
-    Raises:
-        TypeError: in the policy, if observations are of another kind of number.
-    """
-    nvec, dtype = network.action_spec.nvec, network.obs_spec.torch_dtype
-    device = next(network.parameters()).device
-
-    @torch.inference_mode()
-    def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
-        logits = split_parts(network(as_known(obs, dtype).to(device))[0], nvec)
-        mask = split_parts(action_mask.to(device), nvec)
-        if greedy:
-            action = masked_argmax(logits, mask)
-        else:  # drawn on the CPU, where the generator is
-            uniform = torch.rand(mask.shape[:-1], generator=generator).to(device)
-            action, _ = masked_inverse_cdf(logits, mask, uniform)
-        return action.to(obs.device)
-
-    return policy
-
-
-def q_policy(
-    network: QNetwork, *, epsilon: float = 0.0, generator: torch.Generator | None = None
-) -> Policy:
-    """Return a policy that takes the valid action of the highest value.
-
-    Observations and masks may be on any device; actions come back on the same.
-
-    Args:
-        epsilon: with this probability a uniformly drawn valid action instead.
-        generator: of the draws (CPU).
-
-    Raises:
-        TypeError: in the policy, if observations are of another kind of number.
-    """
-    dtype, device = network.obs_spec.torch_dtype, next(network.parameters()).device
-
-    @torch.inference_mode()
-    def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B"]:
-        seen, mask = as_known(obs, dtype).to(device), action_mask.to(device)
-        values = network.values(seen, mask)
-        if epsilon == 0:
-            return masked_argmax(values, mask).to(obs.device)
-        action = masked_epsilon_greedy(values.cpu(), mask.cpu(), epsilon, generator)
-        return action.to(obs.device)
-
-    return policy
-
-
-def as_known(obs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return observations as the numbers that a network knows.
-
-    Raises:
-        TypeError: if they are of another kind.
-    """
-    if obs.dtype == dtype:
-        return obs
-    if not (obs.is_floating_point() and dtype.is_floating_point):
-        raise TypeError(f"observations are {obs.dtype}; this policy knows {dtype}")
-    return obs.to(dtype)
 
 
 class DeviceError(ValueError):

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.config import (
     check_at_least,
     check_envs,
@@ -26,8 +27,8 @@ from rlmask.config import (
     check_unit_interval,
 )
 from rlmask.episodes import RecentEpisodes
-from rlmask.networks import ActorCritic, actor_policy, choose_device
-from rlmask.normalize import RewardScaler
+from rlmask.networks import ActorCritic, choose_device
+from rlmask.normalize import PopArt, RewardScaler
 from rlmask.ops import (
     InvalidActionError,
     PPOTerms,
@@ -43,6 +44,7 @@ from rlmask.ops import (
     split_parts,
 )
 from rlmask.optim import FlatAdam
+from rlmask.policies import actor_policy
 from rlmask.torso import Activation
 from rlmask.types import (
     ActionSpec,
@@ -123,6 +125,8 @@ class PPOConfig:
     """Scale vector observations by their running mean and standard deviation."""
     normalize_reward: bool = False
     """Divide rewards by the running standard deviation of the discounted return, game by game."""
+    popart: bool = False
+    """Normalise value targets, game by game, and keep outputs in place (Hessel et al. 2018)."""
     conv_filters: tuple[int, ...] = ()
     """Filters of 3x3 layers on images; none: Mnih et al. 2015, or one of 16 below 36 pixels."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -131,6 +135,10 @@ class PPOConfig:
     """After each fully connected layer."""
     shared_torso: bool = False
     """Policy and value share all layers but the last."""
+    game_stems: bool = False
+    """Each of several games has a first layer of its own (needs shared_torso)."""
+    game_heads: bool = False
+    """Each of several games has a last layer of its own, not one over the union (the same)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     num_threads: int = 1
@@ -151,6 +159,22 @@ class PPOConfig:
                 f"num_envs x num_steps = {self.steps_per_update} does not divide into "
                 f"num_minibatches = {self.num_minibatches}"
             )
+        num_games = len(self.all_games)
+        if self.minibatch_size % num_games:
+            raise ValueError(
+                f"a minibatch is {self.minibatch_size} steps (num_envs x num_steps / "
+                f"num_minibatches): it must be a multiple of the {num_games} games, which have "
+                "equal shares"
+            )
+        own_parts = self.game_stems or self.game_heads
+        if own_parts and not (num_games > 1 and self.shared_torso):
+            raise ValueError(
+                "game_stems and game_heads are for several games, with shared_torso: true"
+            )
+        if self.popart and self.normalize_reward:
+            raise ValueError("popart and normalize_reward do the same: choose one")
+        if self.popart and num_games > 1 and not self.shared_torso:
+            raise ValueError("popart on several games needs shared_torso: true")
         check_unit_interval(self, "gamma", "gae_lambda")
         check_positive(self, "learning_rate", "clip_range", "value_clip_range")
         check_positive(self, "max_grad_norm", "target_kl")
@@ -160,6 +184,11 @@ class PPOConfig:
     def steps_per_update(self) -> int:
         """Env steps between two updates."""
         return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_size(self) -> int:
+        """Steps of a gradient step."""
+        return self.steps_per_update // self.num_minibatches
 
     @property
     def num_updates(self) -> int:
@@ -223,13 +252,13 @@ def _train(
             envs, state.network, obs, action_mask, config.num_steps, state.generator, device
         )
         state.recent.add(episodes)
-        batch = with_advantages(rollout, state.reward_scaler, config)
+        batch = with_advantages(rollout, state, config)
         losses = learn(
             state.network, state.optimizer, batch, config, learning_rate, state.generator
         )
         state.optimizer.check_weights()
-        if state.network.normalize_obs:
-            state.network.observe(batch.obs)
+        if state.network.obs_scaler is not None:
+            state.network.obs_scaler.observe(batch.obs)
 
         yield Update(
             update=update,
@@ -253,10 +282,11 @@ def _train(
 class State:
     """What changes from update to update; together with the envs, all that a checkpoint holds."""
 
-    network: ActorCritic
+    network: ActorCritic | ActorMimicNetwork
     optimizer: FlatAdam
     generator: torch.Generator  # of draws and shuffles, on the CPU
     reward_scaler: RewardScaler
+    popart: PopArt
     recent: RecentEpisodes
 
 
@@ -269,6 +299,7 @@ def initial_state(config: PPOConfig, envs: VectorEnv, device: torch.device) -> S
         optimizer=FlatAdam(network),
         generator=generator,
         reward_scaler=RewardScaler(config.num_envs, config.gamma, len(config.all_games)),
+        popart=PopArt(len(config.all_games)),
         recent=RecentEpisodes(game_names(config.all_games)),
     )
 
@@ -279,10 +310,12 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
         "update": update,
         "obs_spec": vars(envs.spec.obs),
         "action_spec": vars(envs.spec.action),
+        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in envs.spec.games],
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.capture(),
         "generator": state.generator.get_state(),
         "reward_scaler": state.reward_scaler.capture(),
+        "popart": state.popart.capture(),
         "recent_episodes": state.recent.capture(),
         "envs": envs.capture(),
     }
@@ -294,6 +327,7 @@ def restore(state: State, captured: Mapping[str, Any]) -> None:
     state.optimizer.restore(captured["optimizer"])
     state.generator.set_state(captured["generator"])
     state.reward_scaler.restore(captured["reward_scaler"])
+    state.popart.restore(captured["popart"])
     state.recent.restore(captured["recent_episodes"])
 
 
@@ -304,17 +338,37 @@ def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, se
         greedy: the best valid action; otherwise draw from the softmax over the valid ones.
         seed: of the draws.
     """
+    generator = torch.Generator().manual_seed(seed)
+    return actor_policy(load_network(config, state), greedy=greedy, generator=generator)
+
+
+def load_network(config: PPOConfig, state: Mapping[str, Any]) -> ActorCritic | ActorMimicNetwork:
+    """Return the network of a captured state, on the CPU."""
     network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
-    generator = torch.Generator().manual_seed(seed)
-    return actor_policy(network, greedy=greedy, generator=generator)
+    return network
 
 
 def make_network(
     config: PPOConfig, obs: ObsSpec, action: ActionSpec, generator: torch.Generator
-) -> ActorCritic:
+) -> ActorCritic | ActorMimicNetwork:
     """Return the network that a config describes, for an observation and an action spec."""
+    num_games = len(config.all_games)
     with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
+        if num_games > 1 and config.shared_torso:
+            return ActorMimicNetwork(
+                obs,
+                action,
+                num_games,
+                conv_filters=config.conv_filters,
+                hidden_sizes=config.hidden_sizes,
+                activation=config.activation,
+                game_stems=config.game_stems,
+                game_heads=config.game_heads,
+                value_head=True,
+                normalize_obs=config.normalize_obs,
+                generator=generator,
+            )
         return ActorCritic(
             obs,
             action,
@@ -329,7 +383,7 @@ def make_network(
 
 def collect(
     envs: VectorEnv,
-    network: ActorCritic,
+    network: ActorCritic | ActorMimicNetwork,
     obs: Tensor,
     action_mask: Tensor,
     num_steps: int,
@@ -379,7 +433,7 @@ def collect(
         action=actions,
         log_prob=log_prob.sum(-1) if len(nvec) > 1 else log_prob,
         value=value,
-        next_value=successor_values(network, value, obs.to(device), ends),
+        next_value=successor_values(network, value, obs.to(device), ends, len(envs.spec.games)),
         reward=reward,
         terminated=terminated,
         truncated=truncated,
@@ -390,7 +444,11 @@ def collect(
 
 @torch.inference_mode()
 def successor_values(
-    network: ActorCritic, value: Tensor, last_obs: Tensor, ends: list[tuple[int, VectorStep]]
+    network: ActorCritic | ActorMimicNetwork,
+    value: Tensor,
+    last_obs: Tensor,
+    ends: list[tuple[int, VectorStep]],
+    num_games: int,
 ) -> Tensor:
     """Return the value of the true successor of each step [T, N].
 
@@ -401,46 +459,59 @@ def successor_values(
         value: [T, N], of the observations that were acted on.
         last_obs: [N, *obs], what is seen after the last step.
         ends: t and the step, wherever an episode ended.
+        num_games: env i plays game i modulo so many.
     """
     next_value = torch.cat([value[1:], network(last_obs)[1].unsqueeze(0)])
     for t, step in ends:
         cut = step.truncated[step.ended] & ~step.terminated[step.ended]
         if cut.any():
-            final_value = network(step.final_obs[cut].to(value.device))[1]
-            next_value[t, step.ended[cut].to(value.device)] = final_value
+            index = step.ended[cut].to(value.device)
+            final_obs = step.final_obs[cut].to(value.device)
+            next_value[t, index] = network(final_obs, index % num_games)[1]
     return next_value
 
 
-def with_advantages(rollout: Rollout, scaler: RewardScaler, config: PPOConfig) -> Batch:
-    """Return a rollout's steps in one row, [T, N] -> [T*N], with advantages and value targets."""
+def with_advantages(rollout: Rollout, state: State, config: PPOConfig) -> Batch:
+    """Return a rollout's steps in one row, [T, N] -> [T*N], with advantages and value targets.
+
+    With `popart` the network's values are of normalised targets; advantages are raw, then divided.
+    """
     ended = rollout.terminated | rollout.truncated
-    reward = rollout.reward
+    reward, value, next_value = rollout.reward, rollout.value, rollout.next_value
     if config.normalize_reward:
-        scaler.observe(reward, ended)
-        reward = scaler.scale(reward)
+        state.reward_scaler.observe(reward, ended)
+        reward = state.reward_scaler.scale(reward)
+    if config.popart:
+        value, next_value = state.popart.raw(value), state.popart.raw(next_value)
     advantage = generalized_advantage_estimation(
         reward,
-        rollout.value,
-        rollout.next_value,
+        value,
+        next_value,
         config.gamma * ~rollout.terminated,
         ended,
         config.gae_lambda,
     )
+    value_target = advantage + value
+    if config.popart and state.network.critic_head is not None:
+        critic = state.network.critic_head
+        state.popart.observe(value_target, critic.weight, critic.bias)
+        value, value_target = state.popart.scaled(value), state.popart.scaled(value_target)
+        advantage = state.popart.divided(advantage)
     batch = Batch(
         obs=rollout.obs,
         action_mask=rollout.action_mask,
         action=rollout.action,
         log_prob=rollout.log_prob,
-        value=rollout.value,
+        value=value,
         advantage=advantage,
-        value_target=advantage + rollout.value,
+        value_target=value_target,
     )
     return tree_map(lambda x: x.flatten(0, 1), batch)
 
 
 @torch.inference_mode()
 def learn(
-    network: ActorCritic,
+    network: ActorCritic | ActorMimicNetwork,
     optimizer: FlatAdam,
     batch: Batch,
     config: PPOConfig,
@@ -453,11 +524,12 @@ def learn(
         FloatingPointError: if a gradient is not finite; the weights are then as before that step.
     """
     nvec = network.action_spec.nvec
-    size = config.steps_per_update // config.num_minibatches
+    size, num_games = config.minibatch_size, len(config.all_games)
     seen: list[PPOTerms] = []
     norms: list[float] = []
     for _ in range(config.num_epochs):
-        order = torch.randperm(config.steps_per_update, generator=generator).to(batch.obs.device)
+        order = shuffled_in_turn(config.steps_per_update, num_games, generator)
+        order = order.to(batch.obs.device)
         shuffled = tree_map(lambda x, order=order: x[order], batch)
         if config.normalize_advantage:
             advantage = standardize(shuffled.advantage.view(-1, size)).flatten()
@@ -486,6 +558,16 @@ def learn(
             pullback(join_parts(grad_logits, nvec), grad_value)
             norms.append(optimizer.step(learning_rate, config.max_grad_norm))
     return losses_of(seen, norms, config)
+
+
+def shuffled_in_turn(
+    num_rows: int, num_games: int, generator: torch.Generator
+) -> Int[Tensor, " B"]:
+    """Return the rows in random order, of the games in turn: row i is of game i modulo G."""
+    of_games = [
+        torch.randperm(num_rows // num_games, generator=generator) for _ in range(num_games)
+    ]
+    return (torch.stack(of_games, 1) * num_games + torch.arange(num_games)).flatten()
 
 
 def mean_kl(terms: PPOTerms) -> float:

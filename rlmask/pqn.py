@@ -27,7 +27,7 @@ from rlmask.config import (
     check_unit_interval,
 )
 from rlmask.episodes import RecentEpisodes
-from rlmask.networks import QNetwork, choose_device, q_policy
+from rlmask.networks import QNetwork, choose_device
 from rlmask.ops import (
     QTerms,
     check_action,
@@ -41,6 +41,7 @@ from rlmask.ops import (
     values_of_gradient,
 )
 from rlmask.optim import FlatAdam
+from rlmask.policies import q_policy
 from rlmask.torso import Activation
 from rlmask.types import (
     ActionSpec,
@@ -270,6 +271,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
         "update": update,
         "obs_spec": vars(envs.spec.obs),
         "action_spec": vars(envs.spec.action),
+        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in envs.spec.games],
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.capture(),
         "generator": state.generator.get_state(),
@@ -293,10 +295,16 @@ def load_policy(config: PQNConfig, state: Mapping[str, Any], *, greedy: bool, se
         greedy: the best valid action; otherwise epsilon-greedy, as at the end of training.
         seed: of the draws.
     """
+    generator = torch.Generator().manual_seed(seed)
+    epsilon = 0.0 if greedy else config.epsilon_end
+    return q_policy(load_network(config, state), epsilon=epsilon, generator=generator)
+
+
+def load_network(config: PQNConfig, state: Mapping[str, Any]) -> QNetwork:
+    """Return the network of a captured state, on the CPU."""
     network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
-    epsilon = 0.0 if greedy else config.epsilon_end
-    return q_policy(network, epsilon=epsilon, generator=torch.Generator().manual_seed(seed))
+    return network
 
 
 def make_network(

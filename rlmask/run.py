@@ -16,6 +16,7 @@ import torch
 
 from rlmask.checkpoint import write_synced
 from rlmask.evaluate import Evaluation, evaluate, summarize
+from rlmask.experts import load_teachers
 from rlmask.log import Log, plot_learning_curve
 from rlmask.runs import (
     ALGORITHMS,
@@ -28,7 +29,7 @@ from rlmask.runs import (
     save_checkpoint,
     settings_text,
 )
-from rlmask.types import Policy, Update
+from rlmask.types import Episode, Policy, Update
 from rlmask.vector import game_names, make_vector
 
 
@@ -81,14 +82,14 @@ def _train(
     display: Display,
     stop_requested: Callable[[], int],
 ) -> Evaluation:
-    _, train_algo, _ = ALGORITHMS[config.algo]
     settings, options = config.settings, config.options
     run_state = state["run"] if state else {"seconds": 0.0, "env_steps": 0}
     start = time.perf_counter()
     before, done = run_state["seconds"], run_state["env_steps"]
     saved_at, last_time = start, start
     evaluation = None
-    updates = train_algo(settings, resume=state)
+    given = [load_teachers(settings)] if config.algo == "distill" else []
+    updates = ALGORITHMS[config.algo].train(settings, *given, resume=state)
     display.start(run_dir, settings.num_updates * settings.steps_per_update, done)
     try:
         for update in updates:
@@ -136,8 +137,7 @@ def policy_of(config: RunConfig, update: Update) -> Policy:
     """Return the policy that an evaluation plays."""
     if not config.options.eval_stochastic:
         return update.policy
-    _, _, load_policy = ALGORITHMS[config.algo]
-    settings = config.settings
+    settings, load_policy = config.settings, ALGORITHMS[config.algo].load_policy
     return load_policy(settings, update.capture(), greedy=False, seed=settings.seed)
 
 
@@ -150,6 +150,27 @@ def evaluate_games(
     use_mask: bool = True,
 ) -> tuple[Evaluation, dict[str, float]]:
     """Evaluate a policy on every game of a run; return all figures together, and by metric name.
+
+    Arguments and warnings are those of `play_games`.
+    """
+    episodes = play_games(config, policy, num_episodes=num_episodes, seed=seed, use_mask=use_mask)
+    games, by_name = config.eval_games, {}
+    for index, name in enumerate(game_names(games)):
+        figures = summarize([episode for episode in episodes if episode.game == index])
+        suffix = f"/{name}" if len(games) > 1 else ""
+        by_name.update({f"eval/{key}{suffix}": value for key, value in asdict(figures).items()})
+    return summarize(episodes), by_name
+
+
+def play_games(
+    config: RunConfig,
+    policy: Policy,
+    *,
+    num_episodes: int | None = None,
+    seed: int | None = None,
+    use_mask: bool = True,
+) -> list[Episode]:
+    """Play every game of a run with a policy, and return the episodes.
 
     Warns if an episode was cut.
 
@@ -191,12 +212,7 @@ def evaluate_games(
             CutWarning,
             stacklevel=2,
         )
-    by_name = {}
-    for index, name in enumerate(game_names(games)):
-        figures = summarize([episode for episode in episodes if episode.game == index])
-        suffix = f"/{name}" if len(games) > 1 else ""
-        by_name.update({f"eval/{key}{suffix}": value for key, value in asdict(figures).items()})
-    return summarize(episodes), by_name
+    return episodes
 
 
 class CutWarning(UserWarning):
@@ -222,7 +238,7 @@ def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
     if state is None:
         raise RunError(f"{run_dir} has no checkpoint yet; train it by `rlmask train --resume`")
     check_unchanged(config, state, run_dir / "config.yaml")
-    _, _, load_policy = ALGORITHMS[config.algo]
+    load_policy = ALGORITHMS[config.algo].load_policy
     return load_policy(config.settings, state, greedy=greedy, seed=seed)
 
 

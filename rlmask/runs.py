@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from rlmask import checkpoint, dqn, ppo, pqn
+from rlmask import checkpoint, distill, dqn, ppo, pqn
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
@@ -29,16 +29,28 @@ from rlmask.networks import choose_device
 from rlmask.types import Update
 from rlmask.vector import Game, VectorSpec, join, make_vector
 
-# name in a config -> settings, trainer, and the policy of a checkpoint
+
+class Algorithm(NamedTuple):
+    """What a name in a config stands for: settings, trainer, policy and network of a checkpoint."""
+
+    config: Any
+    train: Callable[..., Any]
+    load_policy: Callable[..., Any]
+    load_network: Callable[..., Any]
+
+
 ALGORITHMS = {
-    "ppo": (ppo.PPOConfig, ppo.train, ppo.load_policy),
-    "dqn": (dqn.DQNConfig, dqn.train, dqn.load_policy),
-    "pqn": (pqn.PQNConfig, pqn.train, pqn.load_policy),
+    "ppo": Algorithm(ppo.PPOConfig, ppo.train, ppo.load_policy, ppo.load_network),
+    "dqn": Algorithm(dqn.DQNConfig, dqn.train, dqn.load_policy, dqn.load_network),
+    "pqn": Algorithm(pqn.PQNConfig, pqn.train, pqn.load_policy, pqn.load_network),
+    "distill": Algorithm(
+        distill.DistillConfig, distill.train, distill.load_policy, distill.load_network
+    ),
 }
 
 
 # what may differ between a checkpoint and the run that goes on from it
-MAY_CHANGE = ("total_steps", "device", "num_threads", "debug")
+MAY_CHANGE = ("total_steps", "device", "num_threads", "debug", "teachers", "recorded")
 
 
 class RunError(ValueError):
@@ -105,7 +117,7 @@ def parse_config(settings: Mapping[str, Any], source: str) -> RunConfig:
     if not isinstance(algo, str) or algo not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
         raise ConfigError(f"{source}: algo is {algo!r}; set it to one of {known}")
-    cls = ALGORITHMS[algo][0]
+    cls = ALGORITHMS[algo].config
     option_names = {field.name for field in fields(RunOptions)}
     names = {field.name for field in fields(cls)} | option_names
     for key in settings:

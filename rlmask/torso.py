@@ -1,4 +1,4 @@
-"""From an observation to features: layers and torsos.
+"""From an observation to features.
 
 The gradient of the fully connected layers is written out (`vjp`): on a batch of some dozen rows,
 building and walking a graph takes longer than the arithmetic. `forward` is ordinary PyTorch.
@@ -6,19 +6,26 @@ building and walking a graph takes longer than the arithmetic. `forward` is ordi
 Dimension key: `B` batch, `H` features, `G` networks side by side (policy, value).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlmask.layers import (
+    SQRT_2,
+    FirstLayer,
+    GameLinear,
+    GroupLayerNorm,
+    GroupLinear,
+    grad_of,
+    rows_of_games,
+)
 from rlmask.types import ObsSpec
 
 Activation = Literal["tanh", "relu"]
-SQRT_2 = math.sqrt(2)  # gain of hidden layers
 MINUS_ONE = torch.tensor(-1.0)
 tanh_backward = torch.ops.aten.tanh_backward.default
 threshold_backward = torch.ops.aten.threshold_backward.default
@@ -52,110 +59,6 @@ def relu_derivative(grad: Tensor, y: Tensor) -> Tensor:
 ACTIVATIONS = {"tanh": (tanh, tanh_derivative), "relu": (torch.relu, relu_derivative)}
 
 
-def grad_of(parameter: Tensor) -> Tensor:
-    """Return the tensor that holds a parameter's gradient."""
-    if parameter.grad is None:
-        raise RuntimeError("the parameters have no grad to write to; make a FlatAdam of them first")
-    return parameter.grad
-
-
-class GroupLinear(nn.Module):
-    """G linear layers of the same shape in one batched product, [G, B, in] -> [G, B, out].
-
-    Rows of one network, [X, B, in] with X = 1, go to all of the layers.
-    """
-
-    def __init__(
-        self, groups: int, in_features: int, out_features: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.groups = groups
-        weights = [orthogonal(in_features, out_features, SQRT_2, generator) for _ in range(groups)]
-        self.weight = nn.Parameter(torch.stack(weights))
-        self.bias = nn.Parameter(torch.zeros(groups, 1, out_features))
-
-    def forward(self, x: Float[Tensor, " X B inputs"]) -> Float[Tensor, " G B H"]:
-        """Apply each layer to its own rows, or all of them to the same."""
-        return torch.baddbmm(self.bias, self._rows(x), self.weight)
-
-    def pullback(
-        self, x: Float[Tensor, " X B inputs"], grad: Float[Tensor, " G B H"]
-    ) -> Float[Tensor, " X B inputs"]:
-        """Write the gradient of the parameters from that of the output; return the input's."""
-        weight = self.weight
-        torch.bmm(self._rows(x).mT, grad, out=grad_of(weight))
-        torch.sum(grad, 1, keepdim=True, out=grad_of(self.bias))
-        grad = torch.bmm(grad, weight.mT)
-        return grad if x.shape[0] == self.groups else grad.sum(0, keepdim=True)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x if x.shape[0] == self.groups else x.expand(self.groups, -1, -1)
-
-
-class GroupLayerNorm(nn.Module):
-    """Layer norm of G networks side by side, [G, B, H], each with a scale and shift of its own.
-
-    Reference: Ba et al. 2016, arXiv:1607.06450.
-    """
-
-    def __init__(self, groups: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(groups, 1, width))
-        self.bias = nn.Parameter(torch.zeros(groups, 1, width))
-
-    def forward(self, x: Float[Tensor, " G B H"]) -> Float[Tensor, " G B H"]:
-        """Bring each row to mean 0 and variance 1, then scale and shift it."""
-        return self.vjp(x)[0]
-
-    def vjp(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Return the output, and what `pullback` needs."""
-        rows, mean, scale = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
-        return torch.addcmul(self.bias, rows, self.weight), (x, rows, mean, scale)
-
-    def pullback(self, seen: tuple[Tensor, Tensor, Tensor, Tensor], grad: Tensor) -> Tensor:
-        """Write the gradient of the parameters from that of the output; return the input's."""
-        x, rows, mean, scale = seen
-        torch.sum(grad, 1, keepdim=True, out=grad_of(self.bias))
-        torch.sum(grad * rows, 1, keepdim=True, out=grad_of(self.weight))
-        return torch.ops.aten.native_layer_norm_backward(
-            grad * self.weight, x, x.shape[-1:], mean, scale, None, None, [True, False, False]
-        )[0]
-
-
-class FirstLayer(nn.Module):
-    """The first layer of G networks, that all see the same observation: [B, *obs] -> [G, B, H].
-
-    A discrete observation picks its row of the weights: exactly the linear layer of its one-hot
-    vector, without the product with all the zeros.
-    """
-
-    def __init__(self, groups: int, obs: ObsSpec, width: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.groups, self.width, self.discrete = groups, width, obs.kind == "discrete"
-        inputs = obs.n if self.discrete else obs.shape[0]
-        weights = [orthogonal(inputs, width, SQRT_2, generator) for _ in range(groups)]
-        self.weight = nn.Parameter(torch.cat(weights, dim=1))
-        self.bias = nn.Parameter(torch.zeros(groups * width))
-
-    def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        """Apply each layer to the same rows."""
-        if self.discrete:
-            rows = self.weight.index_select(0, obs) + self.bias
-        else:
-            rows = torch.addmm(self.bias, obs, self.weight)
-        return rows.view(-1, self.groups, self.width).transpose(0, 1)  # of [B, G*H]
-
-    def pullback(self, obs: Tensor, grad: Float[Tensor, " G B H"]) -> Tensor:
-        """Write the gradient of the parameters from that of the output; return the latter."""
-        rows, weight = grad.transpose(0, 1).flatten(1), self.weight  # [B, G*H]
-        torch.sum(rows, 0, out=grad_of(self.bias))
-        if self.discrete:
-            grad_of(weight).zero_().index_add_(0, obs, rows)
-        else:
-            torch.mm(obs.mT, rows, out=grad_of(weight))
-        return grad
-
-
 class ConvTorso(nn.Module):
     """Convolutions over images [B, height, width, channels]; uint8 is scaled to [0, 1].
 
@@ -165,6 +68,7 @@ class ConvTorso(nn.Module):
     Args:
         filters: of 3x3 layers in place of these.
         layer_norm: after each convolution, over all of its filters and places.
+        num_stems: first layers, one a game; row i goes through that of its game.
 
     Raises:
         NetworkError: if so many layers leave nothing of the image.
@@ -176,6 +80,7 @@ class ConvTorso(nn.Module):
         generator: torch.Generator,
         filters: Sequence[int] = (),
         layer_norm: bool = False,
+        num_stems: int = 1,
     ) -> None:
         super().__init__()
         height, width, channels = shape
@@ -190,21 +95,40 @@ class ConvTorso(nn.Module):
                 f"{(min(height, width) - 1) // 2}"
             )
         layers: list[nn.Module] = []
+        self.stems = nn.ModuleList()
         for count, kernel, stride in sizes:
-            conv = nn.Conv2d(channels, count, kernel, stride)
-            nn.init.orthogonal_(conv.weight, SQRT_2, generator=generator)
-            nn.init.zeros_(conv.get_parameter("bias"))
-            layers += [conv, *([nn.GroupNorm(1, count)] if layer_norm else []), nn.ReLU()]
+            copies = 1 if layers else num_stems  # of the first
+            convs = [convolution(channels, count, kernel, stride, generator) for _ in range(copies)]
+            if copies > 1:
+                self.stems.extend(convs)
+            else:
+                layers += convs
+            layers += [*([nn.GroupNorm(1, count)] if layer_norm else []), nn.ReLU()]
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             channels = count
         self.layers = nn.Sequential(*layers)
         self.out_features = channels * height * width
 
-    def forward(self, image: Tensor) -> Float[Tensor, " B H"]:
-        """Return the filters, flat."""
+    def forward(
+        self, image: Tensor, game: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, " B H"]:
+        """Return the filters, flat; `game` is as in `GameLinear`."""
         scaled = image.float() / 255 if image.dtype == torch.uint8 else image
         # [B, H, W, C] -> [B, C, H, W], a view that already is channels_last
-        return self.layers(scaled.permute(0, 3, 1, 2)).flatten(1)
+        planes = scaled.permute(0, 3, 1, 2)
+        if self.stems:
+            planes = rows_of_games(list(self.stems), planes, game)
+        return self.layers(planes).flatten(1)
+
+
+def convolution(
+    channels: int, filters: int, kernel: int, stride: int, generator: torch.Generator
+) -> nn.Conv2d:
+    """Return a convolution with orthogonal weights and zero bias."""
+    conv = nn.Conv2d(channels, filters, kernel, stride)
+    nn.init.orthogonal_(conv.weight, SQRT_2, generator=generator)
+    nn.init.zeros_(conv.get_parameter("bias"))
+    return conv
 
 
 class Torso(nn.Module):
@@ -215,6 +139,8 @@ class Torso(nn.Module):
         conv_filters: see `ConvTorso`; for images only.
         last_groups: layers side by side at the end, G, where the rest is one network.
         layer_norm: before each activation.
+        num_stems: first layers, one a game, where the rest is one network; discrete observations
+            need none, as each game's are rows of their own.
 
     Raises:
         NetworkError: if there are `conv_filters` that do not fit the observation.
@@ -231,6 +157,7 @@ class Torso(nn.Module):
         conv_filters: Sequence[int] = (),
         last_groups: int | None = None,
         layer_norm: bool = False,
+        num_stems: int = 1,
     ) -> None:
         super().__init__()
         if conv_filters and obs.kind != "image":
@@ -241,14 +168,17 @@ class Torso(nn.Module):
         counts = [groups] * len(hidden_sizes)
         counts[-1] = groups if last_groups is None else last_groups
         widths = list(hidden_sizes)
-        layers: list[FirstLayer | GroupLinear] = []
+        layers: list[FirstLayer | GameLinear | GroupLinear] = []
         self.convs = nn.ModuleList()
         if obs.kind == "image":
             convs = [
-                ConvTorso(obs.shape, generator, conv_filters, layer_norm) for _ in range(groups)
+                ConvTorso(obs.shape, generator, conv_filters, layer_norm, num_stems)
+                for _ in range(groups)
             ]
             self.convs.extend(convs)
             widths.insert(0, convs[0].out_features)
+        elif num_stems > 1 and obs.kind == "vector":
+            layers = [GameLinear(num_stems, obs.shape[0], widths[0], SQRT_2, generator)]
         else:
             layers = [FirstLayer(counts[0], obs, widths[0], generator)]
         for count, (inputs, width) in zip(counts[len(layers) :], pairwise(widths), strict=True):
@@ -262,11 +192,16 @@ class Torso(nn.Module):
         # `forward` is called on them as it is: nn.Module's search for hooks takes as long
         self._stack = list(zip(layers, norms, strict=True))
 
-    def forward(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        """Return the features of each network."""
-        x = self._convolved(obs) if self.convs else obs
+    def forward(
+        self, obs: Tensor, game: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, " G B H"]:
+        """Return the features of each network; `game` is as in `GameLinear`."""
+        x = self._convolved(obs, game) if self.convs else obs
         for layer, norm in self._stack:
-            x = layer.forward(x)
+            if isinstance(layer, GameLinear):
+                x = layer.forward(x, game).unsqueeze(0)
+            else:
+                x = layer.forward(x)
             if norm is not None:
                 x = norm.forward(x)
             x = self.activation(x)
@@ -282,6 +217,8 @@ class Torso(nn.Module):
         passed = []
         for layer, norm in self._stack:
             rows, seen = layer.forward(x), None
+            if isinstance(layer, GameLinear):
+                rows = rows.unsqueeze(0)
             if norm is not None:
                 rows, seen = norm.vjp(rows)
             y = self.activation(rows)
@@ -293,14 +230,14 @@ class Torso(nn.Module):
                 grad = self.derivative(grad, y)
                 if norm is not None:
                     grad = norm.pullback(seen, grad)
-                grad = layer.pullback(x, grad)
+                grad = layer.pullback(x, grad[0] if isinstance(layer, GameLinear) else grad)
             if convolved is not None:
                 self._pull_back_convs(convolved, grad)
 
         return x, pullback
 
-    def _convolved(self, obs: Tensor) -> Float[Tensor, " G B H"]:
-        return torch.stack([conv(obs) for conv in self.convs])
+    def _convolved(self, obs: Tensor, game: Tensor | None = None) -> Float[Tensor, " G B H"]:
+        return torch.stack([conv(obs, game) for conv in self.convs])
 
     def _pull_back_convs(self, output: Tensor, grad: Tensor) -> None:
         parameters = list(self.convs.parameters())
@@ -317,14 +254,3 @@ def find_quickly(network: nn.Module) -> None:
     """
     for module in network.modules():
         module.__dict__.update({**module._parameters, **module._modules})
-
-
-def orthogonal(
-    in_features: int, out_features: int, gain: float, generator: torch.Generator
-) -> Float[Tensor, "inputs outputs"]:
-    """Return a random orthogonal matrix times `gain`.
-
-    Reference: Saxe et al. 2014, arXiv:1312.6120.
-    """
-    weight = torch.empty(out_features, in_features)
-    return nn.init.orthogonal_(weight, gain, generator=generator).T.contiguous()

@@ -15,22 +15,18 @@ TRAINERS = {"ppo", "dqn", "pqn", "distill"}
 LAYERS = (
     {"ops"},
     {"types", "kernels"},
-    {
-        "vector",
-        "normalize",
-        "optim",
-        "episodes",
-        "torso",
-        "replay",
-        "config",
-        "checkpoint",
-        "log",
-        "display",
-    },
-    {"networks", "evaluate", "record", "flags"},
+    {"vector", "optim", "episodes", "layers", "config", "checkpoint", "log", "display", "scores"},
+    {"normalize", "torso", "replay", "states", "transfer", "recorded", "charts", "board", "words"},
+    {"networks", "actor_mimic", "joint_replay", "evaluate", "record", "flags", "report"},
+    {"policies", "teachers"},
     TRAINERS,
     {"runs"},
-    {"run"},
+    {"experts"},
+    {"run", "fidelity"},
+    {"evaluations", "jobs"},
+    {"experiment"},
+    {"pipeline"},
+    {"commands"},
     {"cli"},
 )
 
@@ -39,6 +35,7 @@ LONG_FILES = {
     "ppo.py": "an algorithm is one file, read from top to bottom",
     "dqn.py": "an algorithm is one file, read from top to bottom",
     "pqn.py": "an algorithm is one file, read from top to bottom",
+    "distill.py": "an algorithm is one file, read from top to bottom",
 }
 MAX_FUNCTION = 60
 LONG_FUNCTIONS = {}

@@ -10,7 +10,7 @@ import pytest
 from envs_for_tests import env_id
 from PIL import Image
 
-from rlmask import __version__, cli, run, runs
+from rlmask import __version__, cli, commands, run, runs
 from rlmask.cli import main
 
 FIGURES = ["mean_return", "standard_error", "episodes", "mean_length", "invalid_actions"]
@@ -502,9 +502,9 @@ def test_a_config_may_leave_its_games_to_the_command_line(rlmask):
 
 
 def test_runs_of_one_second_get_directories_of_their_own(monkeypatch):
-    monkeypatch.setattr(cli.time, "strftime", lambda form: "20260101-120000")
+    monkeypatch.setattr(commands.time, "strftime", lambda form: "20260101-120000")
     config = runs.parse_config({"algo": "ppo", "env": "Taxi-v4"}, "test")
-    paths = [cli.create_default("taxi-0", config)[0] for _ in range(3)]
+    paths = [commands.create_default("taxi-0", config)[0] for _ in range(3)]
     first = "runs/taxi-0-20260101-120000"
     assert list(map(str, paths)) == [first, f"{first}-2", f"{first}-3"]
 

@@ -14,7 +14,8 @@ from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.ppo import PPOConfig
 from rlmask.vector import Game
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
+ALL = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
+CONFIGS = [path for path in ALL if path.parent.name != "distill"]  # those are experiments
 
 
 @dataclass(frozen=True, kw_only=True)

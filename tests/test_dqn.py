@@ -178,7 +178,7 @@ def filled_state(settings, seed=0):
     state = dqn.initial_state(settings, envs, CPU)
     obs, action_mask = envs.reset()
     state.replay.start(obs, action_mask)
-    dqn.collect(envs, state, obs, action_mask, 50, 1.0, CPU)
+    dqn.collect(replace(settings, num_steps=50), envs, state, obs, action_mask, 1.0, CPU)
     envs.close()
     generator = torch.Generator().manual_seed(seed)
     for weights in (state.optimizer.weights, state.target_weights):

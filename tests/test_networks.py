@@ -4,10 +4,12 @@ import math
 import pytest
 import torch
 
-from rlmask.networks import ActorCritic, QNetwork, actor_policy, q_policy
+from rlmask.layers import FirstLayer
+from rlmask.networks import ActorCritic, QNetwork
 from rlmask.normalize import RewardScaler, update_moments
 from rlmask.optim import FlatAdam
-from rlmask.torso import ConvTorso, FirstLayer, NetworkError, Torso, tanh
+from rlmask.policies import actor_policy, q_policy
+from rlmask.torso import ConvTorso, NetworkError, Torso, tanh
 from rlmask.types import ActionSpec, ObsSpec
 
 DISCRETE = ObsSpec(kind="discrete", shape=(), dtype="int64", n=7)
@@ -197,14 +199,15 @@ def test_obs_statistics_are_those_of_all_that_was_seen():
     network = make(VECTOR, normalize_obs=True)
     seen = [3 + 2 * torch.randn(50, 5) for _ in range(3)]
     for batch in seen:
-        network.observe(batch)
+        network.obs_scaler.observe(batch)
     everything = torch.cat(seen).double()
     # the prior counts for 1e-4 of one observation
-    torch.testing.assert_close(network.obs_mean, everything.mean(0), rtol=1e-5, atol=0)
-    torch.testing.assert_close(network.obs_var, everything.var(0, correction=0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(network.obs_scaler.mean, everything.mean(0), rtol=1e-5, atol=0)
+    var = everything.var(0, correction=0)
+    torch.testing.assert_close(network.obs_scaler.var, var, rtol=1e-4, atol=0)
     plain = make(VECTOR)
     plain.load_state_dict(network.state_dict(), strict=False)
-    scaled = ((seen[0] - network.obs_mean) / (network.obs_var + 1e-8).sqrt()).float()
+    scaled = ((seen[0] - network.obs_scaler.mean) / (network.obs_scaler.var + 1e-8).sqrt()).float()
     torch.testing.assert_close(network(seen[0]), plain(scaled))
 
 

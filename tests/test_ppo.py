@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from contextlib import closing
 from pathlib import Path
 
 import envs_for_tests  # noqa: F401 (registers its envs)
@@ -8,7 +9,6 @@ import torch
 
 from rlmask import ops, ppo
 from rlmask.evaluate import evaluate, summarize
-from rlmask.normalize import RewardScaler
 from rlmask.optim import FlatAdam
 from rlmask.types import Rollout
 from rlmask.vector import Game, make_vector
@@ -101,8 +101,7 @@ def test_truncation_bootstraps_from_the_true_final_observation():
 
 def test_advantages_end_with_an_episode_and_bootstrap_where_it_was_cut():
     # two envs, three steps: env 0 terminates at t = 1, env 1 is truncated at t = 1
-    settings = config(gamma=0.5, gae_lambda=0.25)
-    scaler = RewardScaler(2, settings.gamma)
+    settings = config(gamma=0.5, gae_lambda=0.25, num_envs=2)
     no, yes = [False, False], [True, False]
     value = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     next_value = torch.tensor([[3.0, 4.0], [70.0, 8.0], [9.0, 10.0]])
@@ -118,7 +117,9 @@ def test_advantages_end_with_an_episode_and_bootstrap_where_it_was_cut():
         terminated=torch.tensor([no, yes, no]),
         truncated=torch.tensor([no, yes[::-1], no]),
     )
-    batch = ppo.with_advantages(rollout, scaler, settings)
+    with closing(make_vector(settings.all_games, 2, 0)) as envs:
+        state = ppo.initial_state(settings, envs, torch.device("cpu"))
+    batch = ppo.with_advantages(rollout, state, settings)
     # δ = r + 0.5 V' - V (V' = 0 where terminated); A = δ + 0.5 * 0.25 A' unless the episode ended
     last = (0 + 4.5 - 5, 3 + 5 - 6)
     middle = (2 - 3, 0 + 4 - 4)
@@ -129,7 +130,7 @@ def test_advantages_end_with_an_episode_and_bootstrap_where_it_was_cut():
     assert batch.obs.tolist() == list(range(6))  # [T, N] -> [T*N]
 
     scaled = dataclasses.replace(settings, normalize_reward=True)
-    same = ppo.with_advantages(rollout, RewardScaler(2, 0.5), scaled)
+    same = ppo.with_advantages(rollout, state, scaled)
     # discounted returns: 1, 2.5 | 0 after the end; and -1, -0.5 | 3
     deviation = torch.tensor([1, 2.5, 0, -1, -0.5, 3.0]).std(correction=0)
     delta = reward / deviation + torch.tensor([[1.5, 2], [0, 4], [4.5, 5]]) - value
@@ -205,8 +206,10 @@ def test_observations_are_scaled_by_what_was_seen_before_the_rollout():
     envs.close()
     after = next(ppo.train(settings)).capture()["network"]
     flat = seen.obs.flatten(0, 1).double()
-    torch.testing.assert_close(after["obs_mean"], flat.mean(0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(after["obs_var"], flat.var(0, correction=0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after["obs_scaler.mean"], flat.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        after["obs_scaler.var"], flat.var(0, correction=0), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_weights_that_are_not_finite_are_never_yielded():

@@ -203,25 +203,39 @@ def masked_epsilon_greedy(
 def boltzmann(
     q_values: Float[Tensor, "*batch actions"],
     mask: Bool[Tensor, "*batch actions"],
-    temperature: float,
+    temperature: float | Float[Tensor, "*batch"],
 ) -> Float[Tensor, "*batch actions"]:
     """Return the Boltzmann policy of action values, π(a) ∝ exp(Q(a) / τ) over the valid actions.
 
     Towards τ = 0 it is the greedy policy, its ties shared; exactly 0 where an action is invalid.
 
     Args:
-        temperature: τ > 0, in units of value.
+        temperature: τ > 0, in units of value, of all rows or of each.
 
     Reference: Parisotto et al. 2016, arXiv:1511.06342, eq. 2 (the teacher of Actor-Mimic).
 
     Raises:
-        ValueError: if the temperature is not a positive number.
+        ValueError: if a temperature is not a positive number.
     """
-    if not 0 < temperature < float("inf"):
+    return torch.softmax(tempered_scores(q_values, mask, temperature), -1)
+
+
+def tempered_scores(
+    scores: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    temperature: float | Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch actions"]:
+    """Return (scores - their best valid one) / τ, -inf where invalid; for use inside an op only."""
+    if isinstance(temperature, Tensor):
+        is_positive = bool(((temperature > 0) & temperature.isfinite()).all())
+        divisor: float | Tensor = temperature.unsqueeze(-1)
+    else:
+        is_positive, divisor = 0 < temperature < float("inf"), temperature
+    if not is_positive:
         raise ValueError(f"the temperature is {temperature}; it must be positive and finite")
-    masked = masked_scores(q_values, mask)
+    masked = masked_scores(scores, mask)
     # the best is moved to 0 first: nothing overflows, however cold
-    return torch.softmax((masked - masked.amax(-1, keepdim=True)) / temperature, -1)
+    return (masked - masked.amax(-1, keepdim=True)) / divisor
 
 
 def masked_log_prob_and_entropy(

@@ -1,0 +1,118 @@
+"""Pictures of an experiment, as SVG to be put into a page."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from rlmask.scores import Curve, Results, Scores, mean_return
+
+STUDENT, TEACHER, INK = "#2f7ed8", "#e08a1e", "#8a919e"  # legible on light and on dark
+STYLE = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "rlmask",
+    "font.family": "sans-serif",
+    "font.size": 11,
+}
+
+
+def bar_chart(results: Results, scores: Scores) -> str:
+    """Return a bar a game, the student's score: 0 is the random player's, 100 the teacher's."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        places = np.arange(len(results.games))
+        for place, game in zip(places, results.games, strict=True):
+            found = scores.of_game[game]
+            if found is None:
+                axes.text(place, 2, "no score", ha="center", va="bottom")
+                continue
+            value, low, high = (100 * x for x in found)
+            axes.bar(place, value, width=0.55, color=STUDENT)
+            axes.plot([place, place], [low, high], color=INK, linewidth=1.6)
+            axes.text(place, max(value, high, 0) + 2, f"{value:.0f} %", ha="center", va="bottom")
+        axes.axhline(100, color=TEACHER, linewidth=1.6, linestyle="--")
+        axes.text(len(places) - 0.45, 100, "teacher", color=TEACHER, va="center", ha="left")
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.set_xticks(places, results.games)
+        axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.set_ylabel("random-normalised, %")
+        axes.margins(y=0.12)
+        bare(axes)
+
+    return svg((max(5.0, 1.7 * len(results.games) + 1), 3.6), draw)
+
+
+def curve_chart(results: Results) -> str:
+    """Return the learning curves of teachers and students, a panel a game."""
+    columns = min(3, len(results.games))
+    rows = -(-len(results.games) // columns)
+
+    def draw(figure: Figure) -> None:
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, game in zip(panels, results.games, strict=False):
+            for curve in results.curves:
+                if curve.game == game:
+                    plot_curve(axes, curve)
+            for player in results.players:
+                if player.kind in ("teacher", "random") and game in player.played:
+                    style = "--" if player.kind == "teacher" else ":"
+                    color = TEACHER if player.kind == "teacher" else INK
+                    level = mean_return(player.played[game])
+                    axes.axhline(level, color=color, linestyle=style, linewidth=1.2)
+            axes.set_title(game, loc="left", fontsize=11)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            bare(axes)
+        for axes in panels[len(results.games) :]:
+            axes.axis("off")
+        for axes in panels[:: len(panels) // rows]:
+            axes.set_ylabel("return")
+        panels[0].plot([], [], color=TEACHER, label="expert in training")
+        panels[0].plot([], [], color=TEACHER, linestyle="--", label="expert, evaluated")
+        panels[0].plot([], [], color=STUDENT, label="student, a line a seed")
+        panels[0].plot([], [], color=INK, linestyle=":", label="random valid moves")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        figure.supxlabel("env steps of the game", fontsize=11)
+
+    return svg((11, 2.9 * rows + 0.6), draw)
+
+
+def plot_curve(axes: Axes, curve: Curve) -> None:
+    """Draw one line."""
+    is_teacher = curve.player == "teacher"
+    axes.plot(
+        curve.steps,
+        curve.returns,
+        color=TEACHER if is_teacher else STUDENT,
+        linewidth=1.6 if is_teacher else 1.2,
+        alpha=0.9 if is_teacher else 0.75,
+    )
+
+
+def bare(axes: Axes) -> None:
+    """Take away what says nothing."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=INK, alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def svg(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """Return what is drawn on a figure of so many inches, as an SVG element."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,189 @@
+"""Experts as teachers: from the run directory of any trainer, or from a function."""
+
+import hashlib
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlmask.networks import choose_device
+from rlmask.policies import as_known
+from rlmask.runs import ALGORITHMS, RunConfig, newest_checkpoint, read_config, spec_of
+from rlmask.teachers import Teacher, TeacherError, padded_obs
+from rlmask.types import ObsSpec, captured_specs
+from rlmask.vector import Game, probe
+
+
+def load_teachers(settings: Any) -> list[Teacher]:
+    """Return the teachers of a distillation's settings, one a game.
+
+    Raises:
+        TeacherError: if one is missing, or does not fit its game.
+        CheckpointError: if every checkpoint of a run is corrupt.
+        EnvError, SpaceError, MaskError: if a game cannot be played.
+    """
+    games = settings.all_games
+    if len(settings.teachers) != len(games):
+        raise TeacherError(
+            f"teachers names {len(settings.teachers)} for {len(games)} games; give each a run "
+            "directory or module:function, or let `rlmask distill` train them"
+        )
+    offsets = spec_of(settings, games).obs_offsets
+    device = choose_device(settings.device)
+    triples = zip(settings.teachers, games, offsets, strict=True)
+    return [load_teacher(name, game, offset, device) for name, game, offset in triples]
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Return the config of a run with its teachers found, and where they are from anywhere.
+
+    Raises:
+        TeacherError: if one is missing, or does not fit its game.
+    """
+    if config.algo != "distill":
+        return config
+    load_teachers(config.settings)
+    paths = {
+        "teachers": tuple(map(absolute, config.settings.teachers)),
+        "recorded": absolute(config.settings.recorded),
+    }
+    return replace(config, settings=replace(config.settings, **paths))
+
+
+def absolute(name: str) -> str:
+    """Return a path from the root, if something is there; else the name as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def load_teacher(name: str, game: Game, offset: int, device: torch.device) -> Teacher:
+    """Return the teacher of a game.
+
+    Args:
+        name: a run directory, or module:function.
+        offset: of the game's discrete observations within the union's.
+
+    Raises:
+        TeacherError: if there is none of this name, or it does not fit the game.
+    """
+    _, obs, action = probe(game)
+    ids = tuple(range(action.num_actions)) if game.action_ids is None else game.action_ids
+    if (Path(name) / "config.yaml").is_file():
+        known = from_run(Path(name), game, obs, len(ids), device)
+    elif re.fullmatch(r"[\w.]+:\w+", name):
+        known = from_function(name)
+    else:
+        raise TeacherError(f"teacher {name} is neither a run directory nor module:function")
+    return Teacher(name=name, obs=obs, obs_offset=offset, action_ids=ids, **known)
+
+
+def from_function(name: str) -> dict[str, Any]:
+    """Return what a teacher knows whose scores come from a function (obs, mask) -> logits.
+
+    Raises:
+        TeacherError: if it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TeacherError(f"teacher {name} cannot be imported: {error}") from error
+
+    def score(obs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.as_tensor(function(obs, mask)), torch.zeros((len(mask), 0))
+
+    return {"score": score, "kind": "policy"}
+
+
+def from_run(
+    run_dir: Path, game: Game, own: ObsSpec, num_actions: int, device: torch.device
+) -> dict[str, Any]:
+    """Return what a teacher knows whose scores come from the newest checkpoint of a run.
+
+    Args:
+        own: an observation of the game itself.
+        num_actions: of the game itself.
+
+    Raises:
+        TeacherError: if the run has no checkpoint yet, or was trained on something else.
+    """
+    config = read_config(run_dir)
+    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
+    if state is None:
+        raise TeacherError(
+            f"teacher {run_dir} has no checkpoint yet; train it by "
+            f"`rlmask train --resume {run_dir}`"
+        )
+    seen, action = captured_specs(state)
+    place = place_of(game, config, run_dir)
+    action_ids = config.settings.all_games[place].action_ids
+    ids = tuple(range(action.num_actions)) if action_ids is None else action_ids
+    if len(ids) != num_actions:
+        raise TeacherError(
+            f"teacher {run_dir} knows {len(ids)} actions of {game.env_id}, which has {num_actions}"
+        )
+    check_obs(seen, own, run_dir, game)
+    several = len(config.settings.all_games) > 1
+    offset = 0
+    if several and seen.kind == "discrete":
+        offset = spec_of(config.settings, config.settings.all_games).obs_offsets[place]
+    network = ALGORITHMS[config.algo].load_network(config.settings, state).to(device)
+    columns = torch.tensor(ids, device=device)
+
+    def score(obs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        known = as_known(padded_obs(obs, seen, offset), seen.torch_dtype).to(device)
+        shape = (len(mask), action.num_actions)
+        union_mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        union_mask.index_copy_(1, columns, mask.to(device))
+        index = torch.full((len(mask),), place, device=device) if several else None
+        scores, features = network.scores(known, union_mask, index)
+        return scores.index_select(1, columns).to(mask.device), features.to(mask.device)
+
+    return {
+        "score": score,
+        "kind": "policy" if config.algo in ("ppo", "distill") else "values",
+        "num_features": config.settings.hidden_sizes[-1],
+        "digest": digest_of(network),
+    }
+
+
+def place_of(game: Game, config: RunConfig, run_dir: Path) -> int:
+    """Return which game of a run this is: of the same id, and of the same arguments if several are.
+
+    Raises:
+        TeacherError: if it is none of them.
+    """
+    games = config.settings.all_games
+    alike = [place for place, other in enumerate(games) if other.env_id == game.env_id]
+    same = [place for place in alike if dict(games[place].env_kwargs) == dict(game.env_kwargs)]
+    if same or len(alike) == 1:
+        return (same or alike)[0]
+    names = ", ".join(other.env_id for other in games)
+    raise TeacherError(f"teacher {run_dir} was trained on {names}, not on {game.env_id}")
+
+
+def check_obs(seen: ObsSpec, own: ObsSpec, run_dir: Path, game: Game) -> None:
+    """Raise `TeacherError` unless a teacher that sees `seen` can see a game's own observations."""
+    is_alike = (seen.kind, seen.dtype, len(seen.shape)) == (own.kind, own.dtype, len(own.shape))
+    pairs = zip((seen.n, *seen.shape), (own.n, *own.shape), strict=False)
+    if not is_alike or any(theirs < ours for theirs, ours in pairs):
+        raise TeacherError(
+            f"teacher {run_dir} sees observations of {seen.dtype} {seen.shape or seen.n}, but "
+            f"{game.env_id} shows {own.dtype} {own.shape or own.n}: was it trained with other "
+            "env_kwargs?"
+        )
+
+
+def digest_of(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    weights: Mapping[str, Tensor] = network.state_dict()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
