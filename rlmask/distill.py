@@ -715,14 +715,13 @@ def with_advantages(
         ended,
         config.gae_lambda,
     )
-    trajectories = Trajectories(
-        action=played.action,
-        log_prob=played.log_prob,
-        value=played.value,
-        advantage=advantage,
-        value_target=advantage + played.value,
+    return Trajectories(
+        action=played.action.flatten(),
+        log_prob=played.log_prob.flatten(),
+        value=played.value.flatten(),
+        advantage=advantage.flatten(),
+        value_target=(advantage + played.value).flatten(),
     )
-    return tree_map(lambda x: x.flatten(), trajectories)
 
 
 def minibatches(

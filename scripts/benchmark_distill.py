@@ -1,0 +1,117 @@
+"""How much of a distillation's learner is anything but the network.
+
+    python scripts/benchmark_distill.py                       # of configs/distill/grid_suite.yaml
+    python scripts/benchmark_distill.py --experiment configs/distill/minatar.yaml --rounds 20
+
+Three things are timed in turn, a round each, in one process with one torch thread: the network
+alone (forward and backward of a minibatch that is in memory already), the same with plain autograd,
+and the learner (drawing states, loss, forward, backward, clipping, Adam, what is logged). Untrained
+teachers give the labels: their values change no time. Samples per second, and the median ratio of
+the paired rounds with its quartiles.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from rlmask import distill
+from rlmask.config import build
+from rlmask.experiment import read_experiment
+from rlmask.states import Labelled
+from rlmask.teachers import Teacher
+from rlmask.types import split
+from rlmask.vector import envs_of
+
+
+def make(path: Path):
+    """Return config and state of an experiment's student, its buffer full of random valid play."""
+    student = dict(read_experiment(path).student)
+    names = {field for field in distill.DistillConfig.__dataclass_fields__}
+    settings = {key: value for key, value in student.items() if key in names}
+    config = build(distill.DistillConfig, {**settings, "replay_capacity": 4000}, str(path))
+    with torch.no_grad():
+        envs = envs_of(config)
+        spec = envs.spec
+        teachers = [
+            Teacher(
+                name="random",
+                score=lambda obs, mask: (torch.randn(mask.shape), torch.zeros((len(mask), 0))),
+                kind="policy",
+                obs=spec.obs,
+                action_ids=tuple(range(spec.action.num_actions)),
+            )
+            for _ in spec.games
+        ]
+        state = distill.initial_state(config, teachers, envs, torch.device("cpu"))
+        obs, mask = envs.reset()
+        now = distill.scheduled(config, 0)
+        while len(state.states) < 2000:
+            played = distill.collect(
+                config, teachers, state, envs, obs, mask, now, torch.device("cpu")
+            )
+            obs, mask = played.obs, played.action_mask
+            state.states.add(played.states)
+        envs.close()
+    return config, state, now
+
+
+@torch.inference_mode()
+def network_alone(config, state, batches: list[Labelled]) -> None:
+    """Forward and backward, as the learner does them."""
+    for batch in batches:
+        logits, _, _, pullback = state.network.vjp_features(batch.obs)
+        pullback(torch.full_like(logits, 1e-3))
+
+
+def autograd_alone(config, state, batches: list[Labelled]) -> None:
+    """Forward and backward by autograd."""
+    for batch in batches:
+        logits, _ = state.network(batch.obs)
+        logits.backward(torch.full_like(logits, 1e-3))
+
+
+def learner(config, state, now) -> None:
+    """An update's gradient steps."""
+    batches = distill.minibatches(config, state, None)
+    learned = distill.learn(config, state, batches, None, now, torch.device("cpu"))
+    distill.metrics_of(config, state, learned)
+
+
+def main() -> None:
+    """Time, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--experiment", type=Path, default=Path("configs/distill/grid_suite.yaml"))
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config, state, now = make(arguments.experiment)
+    size, count = config.batch_size, config.num_gradient_steps
+    batches = list(split(state.states.sample(size * count), size))
+    kinds = {
+        "network alone": lambda: network_alone(config, state, batches),
+        "network alone, autograd": lambda: autograd_alone(config, state, batches),
+        "learner": lambda: learner(config, state, now),
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for round_ in range(arguments.rounds + 1):
+        for kind, run in kinds.items():
+            begin = time.perf_counter()
+            run()
+            if round_:  # the first warms up
+                seconds[kind].append(time.perf_counter() - begin)
+    print(f"{count} gradient steps of {size} states of {len(config.all_games)} games")
+    for kind, times in seconds.items():
+        ratios = [t / alone for t, alone in zip(times, seconds["network alone"], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        print(
+            f"{kind:<25} {size * count / statistics.median(times):>10,.0f} samples/s   "
+            f"{quartiles[1]:.2f}x the time of the network alone "
+            f"[{quartiles[0]:.2f}, {quartiles[2]:.2f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()
