@@ -84,7 +84,7 @@ def curve_chart(results: Results) -> str:
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         figure.supxlabel("env steps of the game", fontsize=11)
 
-    return svg((11, 2.9 * rows + 0.6), draw)
+    return svg((11.0, 2.9 * rows + 0.6), draw)
 
 
 def plot_curve(axes: Axes, curve: Curve) -> None:

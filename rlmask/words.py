@@ -31,6 +31,8 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     size = abs(value)
+    if size == 0:
+        return "0"
     if size >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
