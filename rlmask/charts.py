@@ -2,8 +2,8 @@
 
 import io
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 from rlmask.scores import Curve, Results, Scores, mean_return
 
 STUDENT, TEACHER, INK = "#2f7ed8", "#e08a1e", "#8a919e"  # legible on light and on dark
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -31,8 +31,7 @@ def bar_chart(results: Results, scores: Scores) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        places = np.arange(len(results.games))
-        for place, game in zip(places, results.games, strict=True):
+        for place, game in enumerate(results.games):
             found = scores.of_game[game]
             if found is None:
                 axes.text(place, 2, "no score", ha="center", va="bottom")
@@ -42,10 +41,10 @@ def bar_chart(results: Results, scores: Scores) -> str:
             axes.plot([place, place], [low, high], color=INK, linewidth=1.6)
             axes.text(place, max(value, high, 0) + 2, f"{value:.0f} %", ha="center", va="bottom")
         axes.axhline(100, color=TEACHER, linewidth=1.6, linestyle="--")
-        axes.text(len(places) - 0.45, 100, "teacher", color=TEACHER, va="center", ha="left")
+        axes.text(len(results.games) - 0.45, 100, "teacher", color=TEACHER, va="center", ha="left")
         axes.axhline(0, color=INK, linewidth=1)
-        axes.set_xticks(places, results.games)
-        axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.set_xticks(range(len(results.games)), results.games)
+        axes.set_xlim(-0.6, len(results.games) - 0.4)
         axes.set_ylabel("random-normalised, %")
         axes.margins(y=0.12)
         bare(axes)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.config import (
@@ -616,17 +616,26 @@ def collect(
             ends.append((t, step))
         obs, action_mask = step.obs, step.action_mask
 
-    all_obs, masks, logits, action, log_prob, value, *happened = (
+    all_obs, masks, logits, action, log_prob, value, reward, terminated, truncated = (
         torch.stack(fact) for fact in zip(*facts, strict=True)
     )
     next_value = value
     if config.is_on_policy:
         next_value = successor_values(state.network, value, obs, ends, len(teachers), device)
     num_features = max(feature_sizes(config, teachers), default=0)
-    states = label(teachers, all_obs.flatten(0, 1), masks.flatten(0, 1), num_features)
-    episodes = [episode for _, step in ends for episode in step.episodes]
     return Played(
-        states, logits, action, log_prob, value, next_value, *happened, obs, action_mask, episodes
+        states=label(teachers, all_obs.flatten(0, 1), masks.flatten(0, 1), num_features),
+        logits=logits,
+        action=action,
+        log_prob=log_prob,
+        value=value,
+        next_value=next_value,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        obs=obs,
+        action_mask=action_mask,
+        episodes=[episode for _, step in ends for episode in step.episodes],
     )
 
 
@@ -849,10 +858,11 @@ def regress_features(
 
     That of each game's map, of a teacher's E features or fewer, goes to its `grad`.
     """
-    num_games = len(network.feature_maps)
+    maps = [layer for layer in network.feature_maps if isinstance(layer, nn.Linear)]
+    num_games = len(maps)
     grad_features = torch.empty_like(features)
     losses = []
-    for game, layer in enumerate(network.feature_maps):
+    for game, layer in enumerate(maps):
         own = features[game::num_games].contiguous()
         target = teacher_features[game::num_games, : layer.out_features]
         loss, grad = feature_regression_loss(layer(own), target)

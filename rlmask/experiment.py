@@ -91,7 +91,7 @@ def included(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     for name, value in settings.items():
         known = first.get(name)
         both = isinstance(value, Mapping) and isinstance(known, Mapping)
-        first[name] = {**known, **value} if both else value
+        first[name] = {**dict(known or {}), **value} if both else value
     return first
 
 

@@ -64,9 +64,12 @@ class JointReplay:
         count = len(self._replays)
         for game, replay in enumerate(self._replays):
             is_own = ended % count == game
-            rows = (self._own(x, game) for x in (action, reward, terminated, obs, action_mask))
             replay.add(
-                *rows,
+                self._own(action, game),
+                self._own(reward, game),
+                self._own(terminated, game),
+                self._own(obs, game),
+                self._own(action_mask, game),
                 ended[is_own].div(count, rounding_mode="floor"),
                 final_obs[is_own],
                 final_action_mask[is_own],

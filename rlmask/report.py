@@ -24,6 +24,7 @@ from rlmask.scores import (
 from rlmask.words import duration, percent, text_of, with_error, with_interval
 
 Row = Sequence[str]
+Section = tuple[str, Row, list[Row]]  # title, head, rows
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2129; --faint: #5f6672; --line: #d9dce2; --back: #fff }
@@ -74,8 +75,8 @@ def read_results(path: Path) -> Results:
                 **player,
                 "played": {
                     game: tuple(
-                        Played(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()})
-                        for s in seeds
+                        Played(**one | {k: tuple(one[k]) for k in ("returns", "lengths")})
+                        for one in seeds
                     )
                     for game, seeds in player["played"].items()
                 },
@@ -88,8 +89,7 @@ def read_results(path: Path) -> Results:
         for player in raw["players"]
     ]
     curves = [
-        Curve(**{k: tuple(v) if isinstance(v, list) else v for k, v in curve.items()})
-        for curve in raw["curves"]
+        Curve(**one | {k: tuple(one[k]) for k in ("steps", "returns")}) for one in raw["curves"]
     ]
     del raw["scores"]
     plain = {**raw, "games": tuple(raw["games"])}
@@ -122,15 +122,18 @@ def scores_json(results: Results) -> dict[str, Any]:
     }
 
 
-def sections_of(results: Results) -> list[tuple[str, Row, list[Row]]]:
+def sections_of(results: Results) -> list[Section]:
     """Return title, head and rows of each table."""
-    sections = [("Games", *games_table(results)), ("Over all games", *aggregates_table(results))]
+    sections: list[Section] = [
+        ("Games", *games_table(results)),
+        ("Over all games", *aggregates_table(results)),
+    ]
     if any(player.kind in ("variant", "baseline") for player in results.players):
         sections.append(("Variants and baselines", *variants_table(results)))
     facts = {f"temperature, {game}": value for game, value in results.temperatures.items()}
     times = {f"wall time, {stage}": duration(s) for stage, s in results.seconds.items()}
     everything = {**results.protocol, **facts, **times, **results.versions}
-    rows = [(name, text_of(value)) for name, value in everything.items()]
+    rows: list[Row] = [(name, text_of(value)) for name, value in everything.items()]
     return [*sections, ("How it was measured", ("what", ""), rows)]
 
 
@@ -177,7 +180,7 @@ def aggregates_table(results: Results) -> tuple[Row, list[Row]]:
     student = one_of(results, "student")
     found = scores(results, student)
     num_seeds = max(len(seeds) for seeds in student.played.values())
-    rows = [
+    rows: list[Row] = [
         (name, with_interval(getattr(found, key)), str(num_seeds))
         for name, key in (
             ("median", "median"),
@@ -257,7 +260,7 @@ def sentence(results: Results) -> str:
     )
 
 
-def markdown(results: Results, sections: Sequence[tuple[str, Row, list[Row]]]) -> str:
+def markdown(results: Results, sections: Sequence[Section]) -> str:
     """Return the report as Markdown."""
     parts = [f"# {results.title}", sentence(results)]
     for title, head, rows in sections:
@@ -267,7 +270,7 @@ def markdown(results: Results, sections: Sequence[tuple[str, Row, list[Row]]]) -
     return "\n\n".join(parts) + "\n"
 
 
-def page(results: Results, sections: Sequence[tuple[str, Row, list[Row]]]) -> str:
+def page(results: Results, sections: Sequence[Section]) -> str:
     """Return the report as one HTML page, pictures and style included."""
     student = one_of(results, "student")
     charts = {

@@ -454,3 +454,62 @@ def test_one_network_learns_two_games_whose_actions_differ():
     assert all(e.episode_return == pytest.approx(1 - 0.1 * e.episode_length) for e in episodes)
     for game, longest in ((0, 5), (1, 3)):
         assert max(e.episode_length for e in episodes if e.game == game) == longest
+
+
+TWO_GAMES = (
+    Game(env_id=CORRIDOR, action_ids=(0, 1, 2)),
+    Game(env_id=CORRIDOR, env_kwargs={"length": 4}, action_ids=(3, 2, 1)),
+)
+
+
+@pytest.mark.parametrize(
+    "parts", [{"normalize_reward": True}, {"game_heads": True, "dueling": True}]
+)
+def test_a_resumed_run_of_several_games_is_the_same_run(parts):
+    settings = config("", games=TWO_GAMES, num_envs=8, total_steps=384, **parts)
+    whole = frozen(last(dqn.train(settings)).capture())
+    updates = dqn.train(settings)
+    stopped = frozen(next(updates).capture())
+    updates.close()
+    resumed = frozen(last(dqn.train(settings, stopped)).capture())
+    for key in ("network", "target", "optimizer", "reward_scaler"):
+        assert all(torch.equal(resumed[key][n], whole[key][n]) for n in whole[key])
+    assert resumed["games"][1] == {"env_id": CORRIDOR, "action_ids": (3, 2, 1)}
+
+
+def frozen(captured):
+    """A captured state as a checkpoint would hold it."""
+    if isinstance(captured, dict):
+        return {key: frozen(value) for key, value in captured.items()}
+    if hasattr(captured, "read"):
+        content = {name: array.copy() for name, array in captured.read().items()}
+        return replace(captured, read=lambda: content)
+    return copy.deepcopy(captured)
+
+
+def test_rewards_are_scaled_when_they_are_drawn(monkeypatch):
+    settings = config("", games=TWO_GAMES, num_envs=8, normalize_reward=True)
+    state = filled_state(settings)
+    drawn, index, weight = state.replay.sample(16, num_batches=2, gamma=settings.gamma)
+    monkeypatch.setattr(state.replay, "sample", lambda *a, **k: (drawn, index, weight))
+    seen = []
+    monkeypatch.setattr(
+        dqn, "targets_of", lambda s, d, double: seen.append(d.reward) or torch.zeros(32, 1)
+    )
+    dqn.learn(state, settings, 1e-3, 0.0, CPU)
+    moments = state.reward_scaler.capture()
+    deviation = (moments["var"] + 1e-8).sqrt().float().repeat(16)
+    assert not torch.allclose(deviation[0], deviation[1])
+    torch.testing.assert_close(seen[0], drawn.reward / deviation)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"game_heads": True}, "several games"),
+        ({"env": "", "games": TWO_GAMES, "batch_size": 15}, "multiple of the 2 games"),
+    ],
+)
+def test_settings_of_several_games_that_do_not_hold(changes, said):
+    with pytest.raises(ValueError, match=said):
+        config(**changes)

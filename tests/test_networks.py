@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from rlmask.layers import FirstLayer
+from rlmask.layers import FirstLayer, GameLinear
 from rlmask.networks import ActorCritic, QNetwork
-from rlmask.normalize import RewardScaler, update_moments
+from rlmask.normalize import PopArt, RewardScaler, update_moments
 from rlmask.optim import FlatAdam
 from rlmask.policies import actor_policy, q_policy
 from rlmask.torso import ConvTorso, NetworkError, Torso, tanh
@@ -347,3 +347,46 @@ def test_parameters_are_found_quickly_and_are_still_those_of_the_module():
             assert vars(own.get_submodule(".".join(path)))[last] is parameter
     network.head.weight = torch.nn.Parameter(torch.zeros(3, 6))
     assert dict(network.named_parameters())["head.weight"] is network.head.weight
+
+
+# --- PopArt
+
+
+def test_popart_follows_the_targets_of_each_game_and_keeps_what_is_said():
+    generator = torch.Generator().manual_seed(0)
+    popart, layer = PopArt(2, rate=0.1), GameLinear(2, 4, 1, 1.0, generator)
+    x = torch.randn(6, 4, generator=generator)
+
+    def said():
+        return popart.raw(layer(x).view(3, 2))
+
+    mean, second = torch.zeros(2), torch.ones(2)
+    for update in range(1, 15):
+        before = said()
+        target = (
+            torch.randn(5, 4, generator=generator) * torch.tensor([3.0, 0.1, 3.0, 0.1]) + update
+        )
+        popart.observe(target, layer.weight, layer.bias)
+        torch.testing.assert_close(said(), before, rtol=1e-5, atol=1e-5)
+        rate = max(0.1, 1 / update)
+        of_game = target.view(-1, 2)
+        mean = mean + rate * (of_game.mean(0) - mean)
+        second = second + rate * (of_game.square().mean(0) - second)
+    torch.testing.assert_close(popart.mean.float(), mean)
+    torch.testing.assert_close(
+        popart.deviation.float(), (second - mean**2).sqrt(), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(popart.scaled(popart.raw(x[:, :2])), x[:, :2], rtol=1e-4, atol=1e-4)
+    other = PopArt(2, rate=0.1)
+    other.restore(popart.capture())
+    assert torch.equal(other.raw(x[:, :2]), popart.raw(x[:, :2]))
+
+
+def test_popart_of_one_game_rescales_a_linear_layer():
+    popart, layer = PopArt(1), torch.nn.Linear(3, 1)
+    x = torch.randn(4, 3)
+    before = popart.raw(layer(x).T)
+    popart.observe(torch.tensor([[5.0, 7.0]]), layer.weight, layer.bias)
+    torch.testing.assert_close(popart.raw(layer(x).T), before)
+    assert popart.mean.tolist() == [6.0]  # the first rollout counts alone
+    assert popart.deviation.tolist() == [pytest.approx(1.0)]

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 from contextlib import closing
@@ -433,3 +434,88 @@ def test_a_gpu_learns_too():
         ppo.train(config(total_steps=16_384, num_envs=16, learning_rate=1e-2, device="cuda"))
     )
     assert greedy_return(update, games=(Game(env_id=CORRIDOR),)) > 0.6
+
+
+# --- several games at once
+
+TWO_GAMES = (
+    Game(env_id=CORRIDOR, action_ids=(0, 1, 2)),
+    Game(env_id=CORRIDOR, env_kwargs={"length": 4}, action_ids=(3, 2, 1)),
+)
+SHARED = {"games": TWO_GAMES, "shared_torso": True, "num_envs": 8}
+
+
+@pytest.mark.parametrize("num_games", [1, 3])
+def test_minibatches_have_equal_shares_of_the_games_in_turn(num_games):
+    order = ppo.shuffled_in_turn(24, num_games, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(24))
+    assert (order % num_games == torch.arange(24) % num_games).all()
+    if num_games == 1:  # one game is shuffled as ever
+        assert torch.equal(order, torch.randperm(24, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"popart": True}, {"game_heads": True, "game_stems": True}, {"normalize_reward": True}],
+    ids=["popart", "parts a game", "scaled rewards"],
+)
+def test_a_resumed_run_of_several_games_is_the_same_run(parts):
+    settings = config("", **SHARED, **parts)
+    whole = [copy.deepcopy(update.capture()) for update in ppo.train(settings)]
+    updates = ppo.train(settings)
+    stopped = copy.deepcopy(next(updates).capture())
+    updates.close()
+    resumed = [copy.deepcopy(update.capture()) for update in ppo.train(settings, stopped)]
+    assert len(resumed) == 1
+    for key in ("network", "optimizer", "popart", "reward_scaler"):
+        mine, theirs = resumed[-1][key], whole[-1][key]
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(torch.as_tensor(mine[n]), torch.as_tensor(theirs[n])) for n in mine)
+    assert resumed[-1]["games"][1] == {"env_id": CORRIDOR, "action_ids": (3, 2, 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [{"popart": True}, {"game_heads": True}], ids=["popart", "heads"])
+def test_one_network_learns_two_games_with(parts):
+    """The union index of the step to the right is another in each game."""
+    settings = config(
+        "", **SHARED, total_steps=16_384, learning_rate=1e-2, entropy_coef=0.01, **parts
+    )
+    update = last(ppo.train(settings))
+    with closing(make_vector(TWO_GAMES, 8, 1, stream=1)) as envs:
+        episodes = evaluate(update.policy, envs, 64, max_episode_steps=1000)
+    assert all(e.episode_return == pytest.approx(1 - 0.1 * e.episode_length) for e in episodes)
+    assert max(e.episode_length for e in episodes) == 5
+
+
+def test_popart_gives_raw_advantages_and_scaled_targets():
+    settings = config("", **SHARED, popart=True)
+    with closing(make_vector(TWO_GAMES, 8, 0)) as envs:
+        state = ppo.initial_state(settings, envs, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        rollout, *_ = ppo.collect(
+            envs, state.network, *envs.reset(), 16, generator, torch.device("cpu")
+        )
+    plain = dataclasses.replace(settings, popart=False)
+    raw = ppo.with_advantages(rollout, state, plain)  # at first μ is 0 and σ 1
+    scaled = ppo.with_advantages(rollout, state, settings)
+    mean, deviation = (x.float().repeat(64) for x in (state.popart.mean, state.popart.deviation))
+    of_game = raw.value_target.view(-1, 2)
+    torch.testing.assert_close(state.popart.mean.float(), of_game.mean(0))
+    torch.testing.assert_close(scaled.value_target, (raw.value_target - mean) / deviation)
+    torch.testing.assert_close(scaled.advantage, raw.advantage / deviation)
+    torch.testing.assert_close(scaled.value, (raw.value - mean) / deviation)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"game_heads": True}, "several games"),
+        ({**SHARED, "env": "", "popart": True, "normalize_reward": True}, "choose one"),
+        ({"games": TWO_GAMES, "env": "", "popart": True}, "shared_torso"),
+        ({"games": TWO_GAMES, "env": "", "num_envs": 2, "num_steps": 1}, "multiple of the 2"),
+    ],
+)
+def test_settings_of_several_games_that_do_not_hold(changes, said):
+    with pytest.raises(ValueError, match=said):
+        config(**changes)

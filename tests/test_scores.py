@@ -83,4 +83,4 @@ def test_fidelity_is_the_mean_over_seeds():
         names = [n for n in Fidelity.__dataclass_fields__ if n != "states"]
         return Fidelity(**dict.fromkeys(names, value), states=states)
 
-    assert mean_fidelity([fidelity(0.2, 10), fidelity(0.4, 20)]) == fidelity(pytest.approx(0.3), 30)
+    assert mean_fidelity([fidelity(0.25, 10), fidelity(0.5, 20)]) == fidelity(0.375, 30)
