@@ -20,6 +20,7 @@ class Board:
         self._tasks: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
         self._clocks: dict[str, Clock] = {}  # of runs that have said something
+        self._steps: dict[str, int] = {}
         self._shown: dict[str, float] = {}
 
     def begin(self, totals: Mapping[str, int]) -> None:
@@ -48,17 +49,18 @@ class Board:
 
     def progress(self, name: str, env_steps: int, metrics: Mapping[str, float]) -> None:
         """A run is so far."""
-        if not env_steps:
+        if not env_steps or env_steps == self._steps.get(name):
             return
         if name not in self._clocks:
             self._clocks[name] = Clock()
             self._clocks[name].start(self._totals[name], env_steps)
+        self._steps[name] = env_steps
         clock = self._clocks[name]
         clock.tick(env_steps)
-        said = (
-            f"{short(env_steps)} of {short(clock.total)}  {figure(metrics)}  "
-            f"{short(clock.steps_per_second)} steps/s  {duration(clock.seconds_left)} left"
-        )
+        said = f"{short(env_steps)} of {short(clock.total)}  {figure(metrics)}"
+        if clock.steps_per_second > 0:
+            speed, left = short(clock.steps_per_second), duration(clock.seconds_left)
+            said += f"  {speed} steps/s  {left} left"
         if self._progress is not None:
             self._progress.update(self._tasks[name], completed=env_steps, said=said)
         elif time.monotonic() - self._shown[name] >= PLAIN_SECONDS:

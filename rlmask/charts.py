@@ -1,9 +1,10 @@
 """Pictures of an experiment, as SVG to be put into a page."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -84,6 +85,23 @@ def curve_chart(results: Results) -> str:
         figure.supxlabel("env steps of the game", fontsize=11)
 
     return svg((11.0, 2.9 * rows + 0.6), draw)
+
+
+def transfer_chart(lines: Sequence[tuple[str, np.ndarray]]) -> str:
+    """Return the learning curves of initialisations, [seeds, 10] each, with their spread."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for (init, means), color in zip(lines, (INK, TEACHER, STUDENT), strict=True):
+            place = 100 * (np.arange(means.shape[1]) + 0.5) / means.shape[1]
+            axes.plot(place, means.mean(0), color=color, linewidth=1.8, label=init)
+            axes.fill_between(place, means.min(0), means.max(0), color=color, alpha=0.15)
+        axes.set_xlabel("% of the training")
+        axes.set_ylabel("return, mean and range of seeds")
+        axes.legend(frameon=False)
+        bare(axes)
+
+    return svg((7.0, 4.0), draw)
 
 
 def plot_curve(axes: Axes, curve: Curve) -> None:

@@ -32,8 +32,11 @@ rlmask: reinforcement learning where not every action is valid in every state
                              train a run; every setting of the config is a flag too
   rlmask train --resume RUN  go on with a run, exactly where it stopped
   rlmask eval RUN            play episodes with the policy of a run
+  rlmask record RUN FILE     a video of all its games (.gif, .mp4), or states (.safetensors)
   rlmask distill EXPERIMENT.yaml
                              experts of several games into one policy, with a report
+  rlmask transfer RUN CONFIG.yaml
+                             a new game from a student's weights, against random ones
   rlmask check-env ID        test whether an env keeps the mask contract
   rlmask envs                list the envs that have discrete actions, and their masks
 
@@ -104,7 +107,9 @@ def run_command(words: list[str]) -> None:
 COMMANDS = {
     "train": commands.train,
     "eval": commands.evaluate,
+    "record": commands.record,
     "distill": commands.distill,
+    "transfer": commands.transfer,
     "check-env": commands.check,
     "envs": commands.envs,
 }

@@ -22,7 +22,9 @@ from rlmask.experts import settled
 from rlmask.flags import check_range, games_of, parse
 from rlmask.pipeline import run_experiment
 from rlmask.record import check_video_path, record_video
+from rlmask.recorded import record_states
 from rlmask.report import read_results, sentence
+from rlmask.transfer_study import study
 from rlmask.vector import Game, MaskSource, check_env, list_envs
 
 
@@ -164,6 +166,52 @@ def evaluate(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Record:
+    """Write what a run's policy does, of all its games at once: a video, or the states it sees."""
+
+    run: Positional[Path]
+    """The run directory."""
+    output: Positional[Path]
+    """.gif, .mp4 (with the extra `video`): a video; .safetensors: states to distil from."""
+    stochastic: bool = False
+    """Draw actions from the policy; otherwise take the best valid one."""
+    states: int = 20_000
+    """How many states of each game a file of states has."""
+    seed: int | None = None
+    """Of the episodes and draws; otherwise the run's seed."""
+
+
+def record(arguments: list[str]) -> None:
+    """`rlmask record`."""
+    options = parse(Record, "record", arguments)
+    check_range("seed", options.seed or 0, 0)
+    check_range("states", options.states, 1)
+    is_video = options.output.suffix != ".safetensors"
+    if is_video:
+        check_video_path(options.output)
+    config = runs.read_config(options.run)
+    settings = config.settings
+    seed = settings.seed if options.seed is None else options.seed
+    policy = run.load(options.run, greedy=not options.stochastic, seed=seed)
+    if is_video:
+        record_video(config.eval_games, settings.num_actions, policy, options.output, seed)
+        said = f"video  {options.output}"
+    else:
+        count = record_states(
+            settings.all_games,
+            settings.num_actions,
+            policy,
+            options.output,
+            num_states=options.states,
+            seed=seed,
+            vectorization="native" if settings.vectorization == "native" else "sync",
+        )
+        said = f"{count} states of each game  {options.output}"
+    with writing():
+        print(said)
+
+
+@dataclass(frozen=True)
 class Distill:
     """Train experts, distil them into one student, evaluate, and write a report.
 
@@ -189,6 +237,42 @@ def distill(arguments: list[str]) -> None:
     with writing():
         print(sentence(read_results(directory / "report.json")))
         print(f"report  {page}")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Learn a game that a student has not seen, from its weights and from random ones.
+
+    The same config and seeds with random weights, the student's trunk, and its trunk and head; what
+    is done already is not done again.
+    """
+
+    student: Positional[Path]
+    """Run directory of the student."""
+    config: Positional[Path]
+    """The new game: a config of ppo, dqn or pqn, with the student's layers."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of each way to begin."""
+    directory: Path | None = None
+    """Where everything goes; otherwise runs/transfer- and the name of the config."""
+    num_workers: int = 0
+    """Processes at once; 0: as many as there are cores."""
+
+
+def transfer(arguments: list[str]) -> None:
+    """`rlmask transfer`."""
+    options = parse(Transfer, "transfer", arguments)
+    check_range("num-workers", options.num_workers, 0)
+    if not options.seeds:
+        raise ConfigError("--seeds names no seed")
+    directory = options.directory or Path("runs") / f"transfer-{options.config.stem}"
+    settings = read_yaml(options.config)
+    runs.parse_config(settings, str(options.config))
+    student, workers = options.student, options.num_workers
+    text = study(student, settings, options.seeds, directory, workers, Board())
+    with writing():
+        print(text)
+        print(f"picture  {directory / 'transfer.svg'}")
 
 
 @dataclass(frozen=True)

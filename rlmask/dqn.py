@@ -12,7 +12,7 @@ Dimension key: `N` num_envs, `B` batch_size, `A` union actions, `Z` numbers an a
 
 import copy
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -240,11 +240,16 @@ class DQNConfig:
 
 
 def train(
-    config: DQNConfig, resume: Mapping[str, Any] | None = None
+    config: DQNConfig,
+    resume: Mapping[str, Any] | None = None,
+    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Generator[Update, None, None]:
     """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
 
     The envs are closed when the generator is closed or exhausted. Sets torch's number of threads.
+
+    Args:
+        initial: makes the first weights of the random ones, by name (see `rlmask.transfer`).
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
@@ -255,15 +260,22 @@ def train(
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
     with debugging(config.debug), closing(envs_of(config)) as envs:
-        yield from _train(config, envs, device, resume)
+        yield from _train(config, envs, device, resume, initial)
 
 
 def _train(
-    config: DQNConfig, envs: VectorEnv, device: torch.device, resume: Mapping[str, Any] | None
+    config: DQNConfig,
+    envs: VectorEnv,
+    device: torch.device,
+    resume: Mapping[str, Any] | None,
+    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
 ) -> Generator[Update, None, None]:
     state = initial_state(config, envs, device)
     first_update = 1
     if resume is None:
+        if initial is not None:
+            state.network.load_state_dict(initial(state.network.state_dict()))
+            state.target_weights.copy_(state.optimizer.weights)
         obs, action_mask = envs.reset()
         state.replay.start(obs, action_mask)
     else:

@@ -4,8 +4,9 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rlmask.networks import choose_device
 from rlmask.policies import as_known
 from rlmask.runs import ALGORITHMS, RunConfig, newest_checkpoint, read_config, spec_of
 from rlmask.teachers import Teacher, TeacherError, padded_obs
+from rlmask.transfer import TransferError, initial_weights
 from rlmask.types import ObsSpec, captured_specs
 from rlmask.vector import Game, probe
 
@@ -41,11 +43,16 @@ def load_teachers(settings: Any) -> list[Teacher]:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """Return the config of a run with its teachers found, and where they are from anywhere.
+    """Return the config of a run with the runs that it needs found, and named from the root.
 
     Raises:
-        TeacherError: if one is missing, or does not fit its game.
+        TeacherError: if a teacher is missing, or does not fit its game.
+        TransferError: if there are no weights to begin with.
     """
+    if config.options.init_from:
+        initial_of(config)
+        first = replace(config.options, init_from=absolute(config.options.init_from))
+        config = replace(config, options=first)
     if config.algo != "distill":
         return config
     load_teachers(config.settings)
@@ -54,6 +61,28 @@ def settled(config: RunConfig) -> RunConfig:
         "recorded": absolute(config.settings.recorded),
     }
     return replace(config, settings=replace(config.settings, **paths))
+
+
+def initial_of(config: RunConfig) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    """Return what makes the first weights of a run, of random ones and those of `init_from`.
+
+    Raises:
+        TransferError: if the algorithm cannot begin with given weights.
+        RunError, CheckpointError: if there is no such run, or no good checkpoint.
+    """
+    if config.algo == "distill":
+        raise TransferError("init_from is for ppo, dqn and pqn; a student begins with its teachers")
+    run_dir = Path(config.options.init_from)
+    source = read_config(run_dir)
+    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
+    if state is None:
+        raise TransferError(f"{run_dir} has no checkpoint yet to begin with")
+    return partial(
+        initial_weights,
+        state["network"],
+        parts=config.options.init_parts,
+        source_stems=getattr(source.settings, "game_stems", False),
+    )
 
 
 def absolute(name: str) -> str:

@@ -97,6 +97,8 @@ def prepare(job: Job) -> None:
         create(job.run_dir, settled(config))
         return
     before = read_config(job.run_dir)
+    if before.algo != config.algo:
+        raise ConfigError(f"{job.name}: {job.run_dir} is a run of {before.algo}, not {config.algo}")
     for name, value in vars(config.settings).items():
         old = getattr(before.settings, name)
         if name not in ("device", "num_threads", "debug", "teachers") and old != value:
@@ -154,7 +156,7 @@ def newest_figures(run_dir: Path) -> tuple[int, dict[str, float]]:
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             record = json.loads(line)
-            return record["env_steps"], record
+            return record["env_steps"], {k: float(v) for k, v in record.items() if v is not None}
     return 0, {}
 
 
@@ -162,8 +164,3 @@ def last_line(log: Path) -> str:
     """Return the last line of a log."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def seconds_of(run_dir: Path) -> float:
-    """Return the training time of a run so far."""
-    return float(newest_figures(run_dir)[1].get("seconds", 0.0))

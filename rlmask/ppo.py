@@ -8,7 +8,7 @@ Reference: Schulman et al. 2017, arXiv:1707.06347; Huang & Ontañón 2022, arXiv
 Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -215,11 +215,16 @@ class Batch:
 
 
 def train(
-    config: PPOConfig, resume: Mapping[str, Any] | None = None
+    config: PPOConfig,
+    resume: Mapping[str, Any] | None = None,
+    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Generator[Update, None, None]:
     """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
 
     The envs are closed when the generator is closed or exhausted. Sets torch's number of threads.
+
+    Args:
+        initial: makes the first weights of the random ones, by name (see `rlmask.transfer`).
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
@@ -229,15 +234,21 @@ def train(
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
     with debugging(config.debug), closing(envs_of(config)) as envs:
-        yield from _train(config, envs, device, resume)
+        yield from _train(config, envs, device, resume, initial)
 
 
 def _train(
-    config: PPOConfig, envs: VectorEnv, device: torch.device, resume: Mapping[str, Any] | None
+    config: PPOConfig,
+    envs: VectorEnv,
+    device: torch.device,
+    resume: Mapping[str, Any] | None,
+    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
 ) -> Generator[Update, None, None]:
     state = initial_state(config, envs, device)
     first_update = 1
     if resume is None:
+        if initial is not None:
+            state.network.load_state_dict(initial(state.network.state_dict()))
         obs, action_mask = envs.reset()
     else:
         restore(state, resume)

@@ -16,7 +16,7 @@ import torch
 
 from rlmask.checkpoint import write_synced
 from rlmask.evaluate import Evaluation, evaluate, summarize
-from rlmask.experts import load_teachers
+from rlmask.experts import initial_of, load_teachers
 from rlmask.log import Log, plot_learning_curve
 from rlmask.runs import (
     ALGORITHMS,
@@ -88,8 +88,10 @@ def _train(
     before, done = run_state["seconds"], run_state["env_steps"]
     saved_at, last_time = start, start
     evaluation = None
-    given = [load_teachers(settings)] if config.algo == "distill" else []
-    updates = ALGORITHMS[config.algo].train(settings, *given, resume=state)
+    more: dict[str, Any] = {"teachers": load_teachers(settings)} if config.algo == "distill" else {}
+    if options.init_from and state is None:
+        more["initial"] = initial_of(config)
+    updates = ALGORITHMS[config.algo].train(settings, resume=state, **more)
     display.start(run_dir, settings.num_updates * settings.steps_per_update, done)
     try:
         for update in updates:

@@ -26,6 +26,7 @@ from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
 from rlmask.networks import choose_device
+from rlmask.transfer import Parts
 from rlmask.types import Update
 from rlmask.vector import Game, VectorSpec, join, make_vector
 
@@ -63,7 +64,7 @@ class RunExistsError(RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the driver does beside training; the result of the training does not depend on it."""
+    """What the driver does beside training, whose result depends on `init_from` alone of these."""
 
     eval_period: int = 0
     """Updates between two evaluations; 0: only at the end."""
@@ -75,6 +76,10 @@ class RunOptions:
     """Cut an episode of an evaluation here: a greedy policy can walk in circles for ever."""
     eval_env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of all envs of an evaluation besides, or in place of, their env_kwargs."""
+    init_from: str = ""
+    """Run whose weights are the first ones, in place of random ones (`rlmask transfer`)."""
+    init_parts: Parts = "trunk_and_head"
+    """What is taken of it: trunk, all layers but the last; or trunk_and_head."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints; 0: one after every update."""
 

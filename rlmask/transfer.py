@@ -23,8 +23,8 @@ class TransferError(ValueError):
 def initial_weights(
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
-    parts: Parts,
     *,
+    parts: Parts,
     source_stems: bool = False,
 ) -> dict[str, Tensor]:
     """Return the target's weights with those of the source in their place, wherever they fit.

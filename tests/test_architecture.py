@@ -24,7 +24,7 @@ LAYERS = (
     {"experts"},
     {"run", "fidelity"},
     {"evaluations", "jobs"},
-    {"experiment"},
+    {"experiment", "transfer_study"},
     {"pipeline"},
     {"commands"},
     {"cli"},
