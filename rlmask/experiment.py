@@ -9,6 +9,7 @@ DIRECTORY/
   report.json, report.md, report.html
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +188,7 @@ class Experiment:
 
 def labels(names: Sequence[str]) -> list[str]:
     """Return short names of games: `Snake` of `rlmask_envs:rlmask/Snake-v0`, if that is enough."""
-    short = [name.rpartition("/")[2].rpartition("-v")[0] or name for name in names]
+    short = [re.sub(r"-v\d+", "", name.rpartition("/")[2]) for name in names]
     return short if len(set(short)) == len(short) else [slug(name) for name in names]
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import playing
 import pytest
@@ -13,6 +14,7 @@ from rlmask.config import ConfigError
 from rlmask.experiment import Experiment, labels, read_experiment
 from rlmask.report import read_results
 
+ROOT = Path(__file__).parents[1]
 GAMES = [
     {"env_id": playing.env_id("Snake"), "action_ids": [0, 1, 2, 3, 4, 5]},
     {
@@ -120,7 +122,7 @@ def test_a_failing_run_is_named_with_its_last_words(tmp_path, monkeypatch, capsy
 def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):
     path = experiment(tmp_path, expert_settings={"total_steps": 10_000_000})
     command = [sys.executable, "-m", "rlmask.cli", "distill", str(path)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = [
         tmp_path / f"runs/small/experts/{game}/metrics.jsonl" for game in ("Snake", "Tetris")
     ]
@@ -179,4 +181,43 @@ def test_mappings_of_an_included_experiment_are_put_together(tmp_path):
 
 def test_short_names_are_used_where_they_are_enough():
     assert labels(["m:p/Snake-v0", "m:p/Tetris-v1"]) == ["Snake", "Tetris"]
-    assert labels(["p/Snake-v0-5", "q/Snake-v0-6"]) == ["p-Snake-v0-5", "q-Snake-v0-6"]
+    assert labels(["m:p/Atari-v0-pong", "m:p/Atari-v0-boxing"]) == ["Atari-pong", "Atari-boxing"]
+    assert labels(["p/Snake-v0", "q/Snake-v0"]) == ["p-Snake-v0", "q-Snake-v0"]
+
+
+@pytest.mark.parametrize("name", ["grid_suite", "minatar", "atari"])
+def test_the_experiments_of_the_repository_hold(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    whole = Experiment(read_experiment(ROOT / f"configs/distill/{name}.yaml"), tmp_path)
+    assert len(whole.experts) == len(whole.games) == (8 if name == "atari" else 5)
+    students = whole.students()["student"]
+    assert [job.settings["seed"] for job in students] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_two_atari_games_in_small(tmp_path, monkeypatch, capsys):
+    """The experiment of the eight games as it is, but for its size."""
+    pytest.importorskip("ale_py")
+    monkeypatch.chdir(ROOT)
+    whole = yaml.safe_load((ROOT / "configs/distill/atari.yaml").read_text())
+    tiny = {"num_envs": 4, "num_steps": 4, "total_steps": 16, "hidden_sizes": [8]}
+    ends = {"eval_episodes": 1, "eval_max_episode_steps": 8}
+    small = {
+        "include": "configs/distill/atari.yaml",
+        "expert_settings": {**tiny, **ends, "num_minibatches": 1},
+        "student": {
+            **tiny,
+            **ends,
+            "games": whole["student"]["games"][1:3],
+            "num_gradient_steps": 1,
+            "batch_size": 8,
+            "learning_starts": 2,
+        },
+        "seeds": [0],
+        "eval_episodes": 1,
+    }
+    path = write(tmp_path / "atari.yaml", small)
+    assert main(["distill", str(path), "--directory", str(tmp_path / "out")]) == 0
+    results = read_results(tmp_path / "out/report.json")
+    assert results.games == ("Atari-boxing", "Atari-breakout")
+    assert all(s.invalid_actions == 0 for p in results.players for s in p.played["Atari-boxing"])
