@@ -154,7 +154,10 @@ def write_video(path: Path, frames: list[np.ndarray], frames_per_second: int) ->
         else:
             some = frames[:: max(1, len(frames) // 8)]  # their colours are those of all
             colors = Image.fromarray(np.concatenate(some)).quantize(255)
-            first, *others = [Image.fromarray(f).quantize(palette=colors, dither=0) for f in frames]
+            first, *others = [
+                Image.fromarray(f).quantize(palette=colors, dither=Image.Dither.NONE)
+                for f in frames
+            ]
             milliseconds = 1000 // frames_per_second
             first.save(partial, save_all=True, append_images=others, duration=milliseconds, loop=0)
         partial.replace(path)
