@@ -42,7 +42,8 @@ def bar_chart(results: Results, scores: Scores) -> str:
             axes.plot([place, place], [low, high], color=INK, linewidth=1.6)
             axes.text(place, max(value, high, 0) + 2, f"{value:.0f} %", ha="center", va="bottom")
         axes.axhline(100, color=TEACHER, linewidth=1.6, linestyle="--")
-        axes.text(len(results.games) - 0.45, 100, "teacher", color=TEACHER, va="center", ha="left")
+        beside = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
+        axes.text(1.01, 100, "teacher", color=TEACHER, **beside)
         axes.axhline(0, color=INK, linewidth=1)
         axes.set_xticks(range(len(results.games)), results.games)
         axes.set_xlim(-0.6, len(results.games) - 0.4)
@@ -77,12 +78,13 @@ def curve_chart(results: Results) -> str:
             axes.axis("off")
         for axes in panels[:: len(panels) // rows]:
             axes.set_ylabel("return")
+        for axes in panels[: len(results.games)][-columns:]:
+            axes.set_xlabel("env steps of the game")
         panels[0].plot([], [], color=TEACHER, label="expert in training")
         panels[0].plot([], [], color=TEACHER, linestyle="--", label="expert, evaluated")
         panels[0].plot([], [], color=STUDENT, label="student, a line a seed")
         panels[0].plot([], [], color=INK, linestyle=":", label="random valid moves")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        figure.supxlabel("env steps of the game", fontsize=11)
 
     return svg((11.0, 2.9 * rows + 0.6), draw)
 
