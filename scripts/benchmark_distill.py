@@ -25,6 +25,8 @@ from rlmask.teachers import Teacher
 from rlmask.types import split
 from rlmask.vector import envs_of
 
+SUITE = Path(__file__).parents[1] / "configs/distill/grid_suite.yaml"
+
 
 def make(path: Path):
     """Return config and state of an experiment's student, its buffer full of random valid play."""
@@ -83,7 +85,7 @@ def learner(config, state, now) -> None:
 def main() -> None:
     """Time, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--experiment", type=Path, default=Path("configs/distill/grid_suite.yaml"))
+    parser.add_argument("--experiment", type=Path, default=SUITE)
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -772,7 +772,8 @@ def with_chunks(monkeypatch):
         replay["chunks"]["old"] = Chunk(version=1, read=read)
         return {**update.capture(), "replay": replay}
 
-    monkeypatch.setitem(runs.ALGORITHMS, "ppo", (PPOConfig, train, load_policy))
+    algorithm = runs.Algorithm(PPOConfig, train, load_policy, None)
+    monkeypatch.setitem(runs.ALGORITHMS, "ppo", algorithm)
     return reads
 
 

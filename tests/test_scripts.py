@@ -11,6 +11,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = {
     "check_games.py": ["--games", "ConnectFour", "--steps", "640"],
     "benchmark_envs.py": ["--games", "ConnectFour", "--rounds", "1", "--steps", "2"],
+    "benchmark_distill.py": ["--rounds", "1"],
     "benchmark_native.py": [
         "child",
         "--job",
