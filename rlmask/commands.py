@@ -204,7 +204,7 @@ def record(arguments: list[str]) -> None:
             options.output,
             num_states=options.states,
             seed=seed,
-            vectorization="native" if settings.vectorization == "native" else "sync",
+            vectorization=config.eval_vectorization,
         )
         said = f"{count} states of each game  {options.output}"
     with writing():

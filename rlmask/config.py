@@ -126,6 +126,16 @@ def check_envs(config: Any) -> None:
         raise ValueError(f"seed is {config.seed}: it must be in 0..2^63-1")
 
 
+def check_equal_shares(config: Any) -> None:
+    """Raise `ValueError` unless a minibatch can have equal shares of all games."""
+    num_games = len(config.all_games)
+    if config.batch_size % num_games:
+        raise ValueError(
+            f"batch_size is {config.batch_size}: it must be a multiple of the {num_games} games, "
+            "which have equal shares"
+        )
+
+
 def suggest(name: str, known: list[str]) -> str:
     """Return `; did you mean ...?`, or nothing if no known name is near."""
     near = difflib.get_close_matches(name, known, n=1)
@@ -142,16 +152,13 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         inner = [argument for argument in arguments if argument is not type(None)]
-        for alternative in inner[:-1]:
+        if len(inner) == 1:
+            return convert(value, inner[0], where)
+        for alternative in inner:
             with contextlib.suppress(ConfigError):
                 return convert(value, alternative, where)
-        if len(inner) > 1 and typing.get_origin(inner[-1]) is Literal:  # `a number or auto`
-            words = " or ".join(typing.get_args(inner[-1]))
-            if value not in typing.get_args(inner[-1]):
-                raise ConfigError(
-                    f"{where} is {value!r}; it must be {describe(inner[0])} or {words}"
-                )
-        return convert(value, inner[-1], where)
+        wanted = " or ".join(map(describe, inner))
+        raise ConfigError(f"{where} is {value!r}; it must be {wanted}")
     if origin is Literal:
         if value in arguments:
             return value
@@ -180,6 +187,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def describe(hint: Any) -> str:
     """Return a type in words."""
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return f"a list, each item {describe(typing.get_args(hint)[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

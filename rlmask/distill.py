@@ -14,7 +14,7 @@ features of a teacher. Rows of all games come in turn: row i is of game i modulo
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,11 +27,12 @@ from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.config import (
     check_at_least,
     check_envs,
+    check_equal_shares,
     check_finite,
     check_positive,
     check_unit_interval,
 )
-from rlmask.episodes import RecentEpisodes
+from rlmask.episodes import RecentEpisodes, metric_suffixes
 from rlmask.layers import linear_pullback
 from rlmask.networks import choose_device
 from rlmask.normalize import RewardScaler
@@ -41,15 +42,12 @@ from rlmask.ops import (
     action_gap,
     argmax_regression_loss,
     auto_temperature,
-    boltzmann,
     debugging,
     expected_entropy_loss,
     feature_regression_loss,
     generalized_advantage_estimation,
-    invalid_mass,
     linear_schedule,
     masked_argmax,
-    masked_entropy,
     masked_epsilon_greedy,
     masked_ppo_loss,
     masked_sample,
@@ -57,6 +55,7 @@ from rlmask.ops import (
     ppo_metrics,
     q_regression_loss,
     reverse_kl_loss,
+    teacher_figures,
     unmasked_policy_regression_loss,
 )
 from rlmask.optim import FlatAdam
@@ -65,6 +64,7 @@ from rlmask.recorded import read_states
 from rlmask.states import Labelled, StateBuffer
 from rlmask.teachers import Teacher, TeacherError, label
 from rlmask.torso import Activation
+from rlmask.turns import shuffled_in_turn
 from rlmask.types import (
     ActionSpec,
     Episode,
@@ -209,12 +209,8 @@ class DistillConfig:
         if self.temperature != "auto":
             check_positive(self, "temperature")
             check_finite(self, "temperature")
+        check_equal_shares(self)
         num_games = len(self.all_games)
-        if self.batch_size % num_games:
-            raise ValueError(
-                f"batch_size is {self.batch_size}: it must be a multiple of the {num_games} games, "
-                "which have equal shares"
-            )
         if len(self.teachers) not in (0, num_games):
             raise ValueError(f"{len(self.teachers)} teachers for {num_games} games: name one each")
         least = max(self.learning_starts, self.steps_per_update // num_games)
@@ -443,12 +439,9 @@ def capture(
     state: State, teachers: Sequence[Teacher], envs: VectorEnv, update: int
 ) -> dict[str, Any]:
     """Return all that `train(config, teachers, resume=...)` needs to go on after an update."""
-    spec = envs.spec
     return {
         "update": update,
-        "obs_spec": vars(spec.obs),
-        "action_spec": vars(spec.action),
-        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in spec.games],
+        **envs.spec.capture(),
         "teachers": [{"name": t.name, "digest": t.digest} for t in teachers],
         "feature_sizes": [layer.out_features for layer in state.network.feature_maps],
         "network": state.network.state_dict(),
@@ -558,12 +551,11 @@ def temperatures_of(config: DistillConfig, teachers: Sequence[Teacher]) -> Float
 def add_recorded(config: DistillConfig, teachers: Sequence[Teacher], state: State) -> None:
     """Put recorded states into the buffer, the newest if they are too many, with their labels."""
     obs, mask = read_states(Path(config.recorded), config.all_games)
-    num_features = max(feature_sizes(config, teachers), default=0)
     rows = len(teachers) * (LABEL_ROWS // len(teachers))
     newest = len(teachers) * config.replay_capacity
     blocks = zip(obs[-newest:].split(rows), mask[-newest:].split(rows), strict=True)
     for block in blocks:
-        state.states.add(label(teachers, *block, num_features))
+        state.states.add(label(teachers, *block, state.states.num_features))
 
 
 class Played(NamedTuple):
@@ -622,9 +614,9 @@ def collect(
     next_value = value
     if config.is_on_policy:
         next_value = successor_values(state.network, value, obs, ends, len(teachers), device)
-    num_features = max(feature_sizes(config, teachers), default=0)
+    seen = all_obs.flatten(0, 1), masks.flatten(0, 1)
     return Played(
-        states=label(teachers, all_obs.flatten(0, 1), masks.flatten(0, 1), num_features),
+        states=label(teachers, *seen, state.states.num_features),
         logits=logits,
         action=action,
         log_prob=log_prob,
@@ -747,17 +739,9 @@ def minibatches(
                 yield states, None
         return
     num_games = len(config.all_games)
-    of_game = len(newest.obs) // num_games
     passes = -(-size * count // len(newest.obs))
-    order = torch.stack(
-        [
-            torch.cat([torch.randperm(of_game, generator=state.generator) for _ in range(passes)])
-            for _ in range(num_games)
-        ],
-        dim=1,
-    )
-    index = (order * num_games + torch.arange(num_games)).flatten()
-    for rows in index[: size * count].split(size):
+    order = shuffled_in_turn(len(newest.obs), num_games, state.generator, passes)
+    for rows in order[: size * count].split(size):
         yield tree_map(lambda x, rows=rows: x[rows], newest), rows
 
 
@@ -765,9 +749,10 @@ class Learned(NamedTuple):
     """What is logged of a gradient step."""
 
     logits: Float[Tensor, " B A"]
-    states: Labelled  # without observations
+    scores: Float[Tensor, " B A"]
+    action_mask: Bool[Tensor, " B A"]
     loss: Float[Tensor, " B"]
-    feature_loss: Float[Tensor, " B"]
+    feature_loss: Float[Tensor, ""]
     norm: float
     ppo: PPOTerms | None
 
@@ -821,8 +806,8 @@ def learn(
             grad_logits += grad_policy
         pullback(grad_logits, grad_value, grad_features)
         norm = state.optimizer.step(now.learning_rate, config.max_grad_norm)
-        seen = replace(states, obs=states.action_mask)
-        learned.append(Learned(logits, seen, terms.loss, feature_loss, norm, ppo))
+        labels = states.scores, states.action_mask
+        learned.append(Learned(logits, *labels, terms.loss, feature_loss, norm, ppo))
     return learned
 
 
@@ -880,16 +865,10 @@ def metrics_of(config: DistillConfig, state: State, learned: list[Learned]) -> d
         return {}
     names = game_names(config.all_games)
     logits = torch.cat([step.logits for step in learned]).cpu()
-    scores = torch.cat([step.states.scores for step in learned]).cpu()
-    mask = torch.cat([step.states.action_mask for step in learned]).cpu()
+    scores = torch.cat([step.scores for step in learned]).cpu()
+    mask = torch.cat([step.action_mask for step in learned]).cpu()
     temperature = state.temperatures.repeat(len(logits) // len(names))
-    teacher = boltzmann(scores, mask, temperature)
-    of_rows = {
-        "kl": policy_regression_loss(logits, scores, mask, temperature).loss,
-        "agreement": (masked_argmax(logits, mask) == masked_argmax(scores, mask)).float(),
-        "teacher_entropy": masked_entropy(teacher.log(), mask),
-        "invalid_mass": invalid_mass(logits, mask),
-    }
+    of_rows = teacher_figures(logits, scores, mask, temperature)
     metrics = {
         "loss/distill": torch.cat([step.loss for step in learned]).mean().item(),
         "loss/grad_norm": sum(step.norm for step in learned) / len(learned),
@@ -901,8 +880,7 @@ def metrics_of(config: DistillConfig, state: State, learned: list[Learned]) -> d
     if learned[0].ppo is not None:
         terms = [step.ppo for step in learned if step.ppo is not None]
         metrics.update(ppo_metrics(terms, config.clip_range))
-    for game, name in enumerate(names):
-        suffix = f"/{name}" if len(names) > 1 else ""
+    for game, suffix in enumerate(metric_suffixes(names)):
         for key, rows in of_rows.items():
             metrics[f"distill/{key}{suffix}"] = rows[game :: len(names)].mean().item()
         metrics[f"distill/temperature{suffix}"] = state.temperatures[game].item()

@@ -12,7 +12,7 @@ Dimension key: `N` num_envs, `B` batch_size, `A` union actions, `Z` numbers an a
 
 import copy
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from torch import Tensor
 from rlmask.config import (
     check_at_least,
     check_envs,
+    check_equal_shares,
     check_finite,
     check_positive,
     check_unit_interval,
@@ -54,6 +55,7 @@ from rlmask.optim import FlatAdam, flatten_weights
 from rlmask.policies import q_policy
 from rlmask.replay import Replay, least_capacity
 from rlmask.torso import Activation
+from rlmask.transfer import Initial
 from rlmask.types import (
     ActionSpec,
     Episode,
@@ -200,13 +202,8 @@ class DQNConfig:
                 f"learning_starts is {self.learning_starts}: it must be <= total_steps, "
                 f"{self.total_steps}, or nothing is learned"
             )
-        num_games = len(self.all_games)
-        if self.batch_size % num_games:
-            raise ValueError(
-                f"batch_size is {self.batch_size}: it must be a multiple of the {num_games} games, "
-                "which have equal shares"
-            )
-        if (self.game_stems or self.game_heads) and num_games == 1:
+        check_equal_shares(self)
+        if (self.game_stems or self.game_heads) and len(self.all_games) == 1:
             raise ValueError("game_stems and game_heads are for several games")
         least = least_capacity(self.num_envs, self.frame_stack)
         if self.replay_capacity < least:
@@ -242,7 +239,7 @@ class DQNConfig:
 def train(
     config: DQNConfig,
     resume: Mapping[str, Any] | None = None,
-    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    initial: Initial | None = None,
 ) -> Generator[Update, None, None]:
     """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
 
@@ -268,7 +265,7 @@ def _train(
     envs: VectorEnv,
     device: torch.device,
     resume: Mapping[str, Any] | None,
-    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
+    initial: Initial | None,
 ) -> Generator[Update, None, None]:
     state = initial_state(config, envs, device)
     first_update = 1
@@ -409,9 +406,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
     """Return all that `train(config, resume=...)` needs to go on after an update."""
     return {
         "update": update,
-        "obs_spec": vars(envs.spec.obs),
-        "action_spec": vars(envs.spec.action),
-        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in envs.spec.games],
+        **envs.spec.capture(),
         "network": state.network.state_dict(),
         "target": state.target.state_dict(),
         "optimizer": state.optimizer.capture(),

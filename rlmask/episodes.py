@@ -7,6 +7,11 @@ from typing import Any
 from rlmask.types import Episode
 
 
+def metric_suffixes(games: Sequence[str]) -> list[str]:
+    """Return what the names of metrics end in, game by game: nothing if there is only one."""
+    return [f"/{name}" for name in games] if len(games) > 1 else [""]
+
+
 class RecentEpisodes:
     """The last hundred training episodes of each game.
 
@@ -26,9 +31,9 @@ class RecentEpisodes:
     def metrics(self) -> dict[str, float]:
         """Return mean return and length, by game if there are several; nothing before an end."""
         metrics = {}
-        for name, episodes in self._games.items():
+        suffixes = metric_suffixes(list(self._games))
+        for suffix, episodes in zip(suffixes, self._games.values(), strict=True):
             if episodes:
-                suffix = f"/{name}" if len(self._games) > 1 else ""
                 returns = [episode.episode_return for episode in episodes]
                 lengths = [episode.episode_length for episode in episodes]
                 metrics[f"rollout/episode_return{suffix}"] = sum(returns) / len(returns)

@@ -14,7 +14,7 @@ from rlmask.checkpoint import replace_synced
 from rlmask.experts import load_teachers
 from rlmask.fidelity import compare
 from rlmask.runs import parse_config
-from rlmask.scores import Fidelity, Played
+from rlmask.scores import Fidelity, Played, read_played
 from rlmask.teachers import random_policy, teacher_policy
 from rlmask.types import Episode
 from rlmask.vector import game_names
@@ -27,7 +27,7 @@ class Task:
     """An evaluation: who plays, and where the figures go."""
 
     path: Path
-    kind: Literal["teacher", "random", "run"]
+    kind: Literal["teacher", "random", "student", "baseline"]
     run_dir: str
     settings: dict[str, Any]  # of the run whose games are played
 
@@ -76,8 +76,8 @@ def evaluate_task(task: Task) -> None:
         policy = run.load(task.run_dir, greedy=greedy, seed=seed)
     episodes = run.play_games(config, policy, seed=seed)
     fidelity = {}
-    if task.kind == "run" and (Path(task.run_dir).parent.name == "students"):
-        fidelity = compare(Path(task.run_dir), 4000, seed)
+    if task.kind == "student":
+        fidelity = compare(Path(task.run_dir), FIDELITY_STATES, seed)
     names = game_names(config.eval_games)
     figures = {
         "protocol": protocol_of(task),
@@ -103,12 +103,5 @@ def played(episodes: Sequence[Episode]) -> Played:
 def read_figures(path: Path) -> tuple[dict[str, Played], dict[str, Fidelity]]:
     """Return what `evaluate_task` wrote, by the game's name."""
     figures = json.loads(path.read_text())
-    episodes = {
-        name: Played(
-            returns=tuple(one["returns"]),
-            lengths=tuple(one["lengths"]),
-            invalid_actions=one["invalid_actions"],
-        )
-        for name, one in figures["played"].items()
-    }
+    episodes = {name: read_played(one) for name, one in figures["played"].items()}
     return episodes, {name: Fidelity(**one) for name, one in figures["fidelity"].items()}

@@ -9,8 +9,7 @@ DIRECTORY/
   report.json, report.md, report.html
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from typing import Any
 from rlmask.config import ConfigError, build, read_yaml
 from rlmask.jobs import Job
 from rlmask.runs import RunConfig, parse_config
-from rlmask.vector import Game, game_names
+from rlmask.vector import Game, game_names, short_names, slug
+
+OWN_EPISODES = 16  # of each game, with which a run ends by itself; the experiment's come after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class Experiment:
         settings = {"algo": "distill", **config.student}
         self.games: tuple[Game, ...] = parse_config(settings, "student").settings.all_games
         self.full_names = game_names(self.games)
-        self.names = labels(self.full_names)
+        self.names = short_names(self.full_names)
         if len(config.experts) not in (1, len(self.games)):
             raise ConfigError(
                 f"experts names {len(config.experts)} for {len(self.games)} games: give one for "
@@ -139,7 +140,7 @@ class Experiment:
 
     def student(self, changes: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Return the settings of a student."""
-        options = {"eval_stochastic": self.config.eval_stochastic, "eval_episodes": 16}
+        options = {"eval_stochastic": self.config.eval_stochastic, "eval_episodes": OWN_EPISODES}
         chosen = {**self.config.student, **changes}
         return {"algo": "distill", **options, **chosen, "teachers": self.teachers, "seed": seed}
 
@@ -165,7 +166,11 @@ class Experiment:
         jobs = {}
         for name, settings in self.config.baselines.items():
             changes = {key: value for key, value in settings.items() if key != "config"}
-            whole = {**read_yaml(Path(settings["config"])), "eval_episodes": 16, **changes}
+            whole = {
+                **read_yaml(Path(settings["config"])),
+                "eval_episodes": OWN_EPISODES,
+                **changes,
+            }
             jobs[name] = [
                 Job(
                     name=f"{name}, seed {seed}",
@@ -184,14 +189,3 @@ class Experiment:
         }
         settings = {**self.student({}, 0), **options}
         return parse_config(settings, "student")
-
-
-def labels(names: Sequence[str]) -> list[str]:
-    """Return short names of games: `Snake` of `rlmask_envs:rlmask/Snake-v0`, if that is enough."""
-    short = [re.sub(r"-v\d+", "", name.rpartition("/")[2]) for name in names]
-    return short if len(set(short)) == len(short) else [slug(name) for name in names]
-
-
-def slug(name: str) -> str:
-    """Return a name as that of a file."""
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-")

@@ -3,8 +3,7 @@
 import hashlib
 import importlib
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from rlmask.networks import choose_device
 from rlmask.policies import as_known
-from rlmask.runs import ALGORITHMS, RunConfig, newest_checkpoint, read_config, spec_of
+from rlmask.runs import ALGORITHMS, RunConfig, read_run, spec_of
 from rlmask.teachers import Teacher, TeacherError, padded_obs
-from rlmask.transfer import TransferError, initial_weights
+from rlmask.transfer import Initial, TransferError, initial_weights
 from rlmask.types import ObsSpec, captured_specs
 from rlmask.vector import Game, probe
 
@@ -26,6 +25,7 @@ def load_teachers(settings: Any) -> list[Teacher]:
     """Return the teachers of a distillation's settings, one a game.
 
     Raises:
+        RunError: if one is a run without a checkpoint.
         TeacherError: if one is missing, or does not fit its game.
         CheckpointError: if every checkpoint of a run is corrupt.
         EnvError, SpaceError, MaskError: if a game cannot be played.
@@ -46,8 +46,8 @@ def settled(config: RunConfig) -> RunConfig:
     """Return the config of a run with the runs that it needs found, and named from the root.
 
     Raises:
+        RunError: if a run that it needs has no checkpoint.
         TeacherError: if a teacher is missing, or does not fit its game.
-        TransferError: if there are no weights to begin with.
     """
     if config.options.init_from:
         initial_of(config)
@@ -63,7 +63,7 @@ def settled(config: RunConfig) -> RunConfig:
     return replace(config, settings=replace(config.settings, **paths))
 
 
-def initial_of(config: RunConfig) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+def initial_of(config: RunConfig) -> Initial:
     """Return what makes the first weights of a run, of random ones and those of `init_from`.
 
     Raises:
@@ -72,11 +72,7 @@ def initial_of(config: RunConfig) -> Callable[[Mapping[str, Tensor]], Mapping[st
     """
     if config.algo == "distill":
         raise TransferError("init_from is for ppo, dqn and pqn; a student begins with its teachers")
-    run_dir = Path(config.options.init_from)
-    source = read_config(run_dir)
-    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
-    if state is None:
-        raise TransferError(f"{run_dir} has no checkpoint yet to begin with")
+    source, state = read_run(Path(config.options.init_from))
     return partial(
         initial_weights,
         state["network"],
@@ -98,6 +94,7 @@ def load_teacher(name: str, game: Game, offset: int, device: torch.device) -> Te
         offset: of the game's discrete observations within the union's.
 
     Raises:
+        RunError: if it is a run without a checkpoint.
         TeacherError: if there is none of this name, or it does not fit the game.
     """
     _, obs, action = probe(game)
@@ -139,15 +136,10 @@ def from_run(
         num_actions: of the game itself.
 
     Raises:
-        TeacherError: if the run has no checkpoint yet, or was trained on something else.
+        RunError: if it has no checkpoint yet.
+        TeacherError: if it was trained on something else.
     """
-    config = read_config(run_dir)
-    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
-    if state is None:
-        raise TeacherError(
-            f"teacher {run_dir} has no checkpoint yet; train it by "
-            f"`rlmask train --resume {run_dir}`"
-        )
+    config, state = read_run(run_dir)
     seen, action = captured_specs(state)
     place = place_of(game, config, run_dir)
     action_ids = config.settings.all_games[place].action_ids

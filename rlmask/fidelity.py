@@ -1,6 +1,5 @@
 """How closely a student follows its teachers, on the states that the student itself visits."""
 
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -10,15 +9,13 @@ from torch import Tensor
 from rlmask.experts import load_teachers
 from rlmask.ops import (
     action_gap,
-    boltzmann,
-    invalid_mass,
     masked_argmax,
     masked_entropy,
     masked_log_softmax,
     masked_sample,
-    policy_regression_loss,
+    teacher_figures,
 )
-from rlmask.runs import ALGORITHMS, RunError, newest_checkpoint, read_config
+from rlmask.runs import ALGORITHMS, RunError, read_run
 from rlmask.scores import Fidelity
 from rlmask.teachers import label
 from rlmask.vector import game_names, make_vector
@@ -38,13 +35,12 @@ def compare(run_dir: Path, num_states: int, seed: int) -> dict[str, Fidelity]:
         seed: of the episodes and draws.
 
     Raises:
-        RunError: if there is no checkpoint.
+        RunError: if it is no distillation, or has no checkpoint.
         TeacherError: if a teacher is missing.
     """
-    config = read_config(run_dir)
-    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
-    if state is None or config.algo != "distill":
-        raise RunError(f"{run_dir} is no distillation with a checkpoint")
+    config, state = read_run(run_dir)
+    if config.algo != "distill":
+        raise RunError(f"{run_dir} is no distillation")
     settings, games = config.settings, config.eval_games
     torch.set_num_threads(settings.num_threads)
     network = ALGORITHMS[config.algo].load_network(settings, state)
@@ -54,7 +50,7 @@ def compare(run_dir: Path, num_states: int, seed: int) -> dict[str, Fidelity]:
         games,
         ENVS_PER_GAME * len(games),
         seed,
-        vectorization="native" if settings.vectorization == "native" else "sync",
+        vectorization=config.eval_vectorization,
         num_actions=settings.num_actions,
         stream=1,
         max_episode_steps=config.options.eval_max_episode_steps,
@@ -97,17 +93,13 @@ def figures(logits: Tensor, scores: Tensor, mask: Tensor, temperature: float) ->
         mask: [B, A].
         temperature: of the teacher.
     """
-    agrees = (masked_argmax(logits, mask) == masked_argmax(scores, mask)).float()
+    rows = teacher_figures(logits, scores, mask, temperature)
     gap = action_gap(scores, mask)
     gap = gap.where(gap.isfinite(), 0.0)  # where one action is valid there is nothing to agree on
-    teacher = boltzmann(scores, mask, temperature)
-    kl = policy_regression_loss(logits, scores, mask, temperature).loss
+    weighted = rows["agreement"] @ gap / gap.sum().clamp(min=1e-12)
     return Fidelity(
-        agreement=agrees.mean().item(),
-        weighted_agreement=(agrees @ gap / gap.sum().clamp(min=1e-12)).item(),
-        kl=kl.mean().item(),
-        teacher_entropy=masked_entropy(teacher.log(), mask).mean().item(),
+        **{name: of_name.mean().item() for name, of_name in rows.items()},
+        weighted_agreement=weighted.item(),
         student_entropy=masked_entropy(masked_log_softmax(logits, mask), mask).mean().item(),
-        invalid_mass=invalid_mass(logits, mask).mean().item(),
         states=len(logits),
     )

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmask.layers import by_row
 from rlmask.replay import Replay, ReplayError
+from rlmask.turns import interleave
 from rlmask.types import Transition
 
 
@@ -92,8 +91,8 @@ class JointReplay:
         ]
         transitions, indices, weights = zip(*drawn, strict=True)
         fields = zip(*(vars(transition).items() for transition in transitions), strict=True)
-        joint = {pairs[0][0]: in_turn([tensor for _, tensor in pairs]) for pairs in fields}
-        return Transition(**joint), in_turn(indices), in_turn(weights)
+        joint = {pairs[0][0]: interleave([tensor for _, tensor in pairs]) for pairs in fields}
+        return Transition(**joint), interleave(indices), interleave(weights)
 
     def update_priorities(self, index: Int[Tensor, " B"], priority: Float[Tensor, " B"]) -> None:
         """Set the priorities of drawn transitions; see `Replay.update_priorities`."""
@@ -112,8 +111,3 @@ class JointReplay:
 
     def _own(self, rows: Tensor, game: int) -> Tensor:
         return rows[game :: len(self._replays)]
-
-
-def in_turn(parts: Sequence[Tensor]) -> Tensor:
-    """Return the rows of each game, [B / G, *shape], as rows of all games in turn."""
-    return by_row(torch.stack(list(parts)))

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlmask.turns import by_game, by_row, interleave
 from rlmask.types import ObsSpec
 
 SQRT_2 = math.sqrt(2)  # gain of hidden layers
@@ -225,29 +226,10 @@ def rows_of_games(
     """
     if game is None:
         pairs = zip(layers, by_game(x, len(layers)), strict=True)
-        return torch.stack([layer(rows) for layer, rows in pairs], 1).flatten(0, 1)
+        return interleave([layer(rows) for layer, rows in pairs])
     own = [(game == index).nonzero().squeeze(-1) for index in range(len(layers))]
     rows = [layer(x.index_select(0, o)) for layer, o in zip(layers, own, strict=True) if len(o)]
     return torch.cat(rows).index_select(0, torch.cat(own).argsort())
-
-
-def by_game(x: Shaped[Tensor, " B *shape"], num_games: int) -> Shaped[Tensor, " G rows *shape"]:
-    """Return the rows of each game, of rows that come in turn: row i is of game i modulo G.
-
-    Raises:
-        ValueError: if they are not as many of each.
-    """
-    if len(x) % num_games:
-        raise ValueError(
-            f"{len(x)} rows are not an equal share of each of {num_games} games: give a network of "
-            "several games the rows of all games in turn"
-        )
-    return x.unflatten(0, (-1, num_games)).transpose(0, 1)
-
-
-def by_row(x: Shaped[Tensor, " G rows *shape"]) -> Shaped[Tensor, " B *shape"]:
-    """Return the rows of all games in turn; undoes `by_game`."""
-    return x.transpose(0, 1).flatten(0, 1)
 
 
 def orthogonal(

@@ -11,6 +11,7 @@ from typing import Any
 from rlmask.board import Board
 from rlmask.checkpoint import replace_synced
 from rlmask.config import to_settings
+from rlmask.episodes import metric_suffixes
 from rlmask.evaluations import Task, evaluate_all, read_figures
 from rlmask.experiment import Experiment
 from rlmask.jobs import Job, newest_figures, run_jobs
@@ -82,7 +83,7 @@ def tasks(experiment: Experiment, runs: Mapping[str, Sequence[Job]]) -> list[Tas
     return found + [
         Task(
             path=folder / f"{job.run_dir.name}.json",
-            kind="run",
+            kind="student" if job.settings["algo"] == "distill" else "baseline",
             run_dir=str(job.run_dir),
             settings=settings,
         )
@@ -112,7 +113,7 @@ def results_of(
         kind = "student" if name == "student" else "variant"
         players.append(player(experiment, name, kind, jobs, notes.get(name, "")))
     players += [player(experiment, n, "baseline", jobs, notes[n]) for n, jobs in baselines.items()]
-    suffixes = [f"/{name}" if len(experiment.games) > 1 else "" for name in experiment.full_names]
+    suffixes = metric_suffixes(experiment.full_names)
     temperatures = {
         name: figures[f"distill/temperature{suffix}"]
         for name, suffix in zip(experiment.names, suffixes, strict=True)

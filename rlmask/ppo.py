@@ -8,14 +8,14 @@ Reference: Schulman et al. 2017, arXiv:1707.06347; Huang & Ontañón 2022, arXiv
 Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rlmask.actor_mimic import ActorMimicNetwork
@@ -46,6 +46,8 @@ from rlmask.ops import (
 from rlmask.optim import FlatAdam
 from rlmask.policies import actor_policy
 from rlmask.torso import Activation
+from rlmask.transfer import Initial
+from rlmask.turns import shuffled_in_turn
 from rlmask.types import (
     ActionSpec,
     Episode,
@@ -217,7 +219,7 @@ class Batch:
 def train(
     config: PPOConfig,
     resume: Mapping[str, Any] | None = None,
-    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    initial: Initial | None = None,
 ) -> Generator[Update, None, None]:
     """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
 
@@ -242,7 +244,7 @@ def _train(
     envs: VectorEnv,
     device: torch.device,
     resume: Mapping[str, Any] | None,
-    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
+    initial: Initial | None,
 ) -> Generator[Update, None, None]:
     state = initial_state(config, envs, device)
     first_update = 1
@@ -319,9 +321,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
     """Return all that `train(config, resume=...)` needs to go on after an update."""
     return {
         "update": update,
-        "obs_spec": vars(envs.spec.obs),
-        "action_spec": vars(envs.spec.action),
-        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in envs.spec.games],
+        **envs.spec.capture(),
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.capture(),
         "generator": state.generator.get_state(),
@@ -569,16 +569,6 @@ def learn(
             pullback(join_parts(grad_logits, nvec), grad_value)
             norms.append(optimizer.step(learning_rate, config.max_grad_norm))
     return losses_of(seen, norms, config)
-
-
-def shuffled_in_turn(
-    num_rows: int, num_games: int, generator: torch.Generator
-) -> Int[Tensor, " B"]:
-    """Return the rows in random order, of the games in turn: row i is of game i modulo G."""
-    of_games = [
-        torch.randperm(num_rows // num_games, generator=generator) for _ in range(num_games)
-    ]
-    return (torch.stack(of_games, 1) * num_games + torch.arange(num_games)).flatten()
 
 
 def mean_kl(terms: PPOTerms) -> float:

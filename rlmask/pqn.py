@@ -9,7 +9,7 @@ Williams 1996, doi:10.1007/BF00114731).
 Dimension key: `T` num_steps, `N` num_envs, `B` batch, `A` union actions.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +43,7 @@ from rlmask.ops import (
 from rlmask.optim import FlatAdam
 from rlmask.policies import q_policy
 from rlmask.torso import Activation
+from rlmask.transfer import Initial
 from rlmask.types import (
     ActionSpec,
     Episode,
@@ -173,7 +174,7 @@ class Batch:
 def train(
     config: PQNConfig,
     resume: Mapping[str, Any] | None = None,
-    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    initial: Initial | None = None,
 ) -> Generator[Update, None, None]:
     """Train, yielding after every update; `resume` is what an earlier `Update.capture()` returned.
 
@@ -198,7 +199,7 @@ def _train(
     envs: VectorEnv,
     device: torch.device,
     resume: Mapping[str, Any] | None,
-    initial: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
+    initial: Initial | None,
 ) -> Generator[Update, None, None]:
     state = initial_state(config, envs, device)
     first_update = 1
@@ -280,9 +281,7 @@ def capture(state: State, envs: VectorEnv, update: int) -> dict[str, Any]:
     """Return all that `train(config, resume=...)` needs to go on after an update."""
     return {
         "update": update,
-        "obs_spec": vars(envs.spec.obs),
-        "action_spec": vars(envs.spec.action),
-        "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in envs.spec.games],
+        **envs.spec.capture(),
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.capture(),
         "generator": state.generator.get_state(),

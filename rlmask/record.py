@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rlmask.types import Policy
-from rlmask.vector import Game, MaskedEnv, join
+from rlmask.vector import Game, MaskedEnv, game_names, join, short_names
 from rlmask.vector.spaces import explain_make
 from rlmask.vector.vectorize import mask_tensor, obs_tensor
 
@@ -76,8 +76,7 @@ def record_video(
             env.close()
     frames = tiles[0]
     if len(games) > 1:
-        names = [game.env_id.rpartition("/")[2].rpartition("-v")[0] for game in spec.games]
-        frames = grid(tiles, names, returns)
+        frames = grid(tiles, short_names(game_names(spec.games)), returns)
     write_video(path, pad(frames), int(min(rates)))
 
 

@@ -12,16 +12,16 @@ from rlmask.checkpoint import replace_synced
 from rlmask.scores import (
     Curve,
     Fidelity,
-    Played,
     Player,
     Results,
     Scores,
     mean_fidelity,
     mean_return,
     percent_of_teacher,
+    read_played,
     scores_of,
 )
-from rlmask.words import duration, percent, text_of, with_error, with_interval
+from rlmask.words import duration, markdown_table, percent, text_of, with_error, with_interval
 
 Row = Sequence[str]
 Section = tuple[str, Row, list[Row]]  # title, head, rows
@@ -74,11 +74,7 @@ def read_results(path: Path) -> Results:
             **{
                 **player,
                 "played": {
-                    game: tuple(
-                        Played(**one | {k: tuple(one[k]) for k in ("returns", "lengths")})
-                        for one in seeds
-                    )
-                    for game, seeds in player["played"].items()
+                    game: tuple(map(read_played, seeds)) for game, seeds in player["played"].items()
                 },
                 "fidelity": {
                     game: tuple(Fidelity(**seed) for seed in seeds)
@@ -264,9 +260,7 @@ def markdown(results: Results, sections: Sequence[Section]) -> str:
     """Return the report as Markdown."""
     parts = [f"# {results.title}", sentence(results)]
     for title, head, rows in sections:
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        table = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
-        parts += [f"## {title}", table, *notes(title)]
+        parts += [f"## {title}", markdown_table(head, rows), *notes(title)]
     return "\n\n".join(parts) + "\n"
 
 

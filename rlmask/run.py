@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +14,18 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from rlmask.checkpoint import write_synced
+from rlmask.episodes import metric_suffixes
 from rlmask.evaluate import Evaluation, evaluate, summarize
 from rlmask.experts import initial_of, load_teachers
 from rlmask.log import Log, plot_learning_curve
 from rlmask.runs import (
     ALGORITHMS,
     RunConfig,
-    RunError,
     check_unchanged,
     locked,
     newest_checkpoint,
     read_config,
+    read_run,
     save_checkpoint,
     settings_text,
 )
@@ -157,9 +157,8 @@ def evaluate_games(
     """
     episodes = play_games(config, policy, num_episodes=num_episodes, seed=seed, use_mask=use_mask)
     games, by_name = config.eval_games, {}
-    for index, name in enumerate(game_names(games)):
+    for index, suffix in enumerate(metric_suffixes(game_names(games))):
         figures = summarize([episode for episode in episodes if episode.game == index])
-        suffix = f"/{name}" if len(games) > 1 else ""
         by_name.update({f"eval/{key}{suffix}": value for key, value in asdict(figures).items()})
     return summarize(episodes), by_name
 
@@ -190,7 +189,7 @@ def play_games(
         games,
         envs_per_game * len(games),
         settings.seed if seed is None else seed,
-        vectorization="native" if settings.vectorization == "native" else "sync",
+        vectorization=config.eval_vectorization,
         num_actions=settings.num_actions,
         stream=1,
         enforce=use_mask,
@@ -235,11 +234,7 @@ def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
         CheckpointError: if every checkpoint is corrupt.
     """
     run_dir = Path(run_dir)
-    config = read_config(run_dir)
-    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
-    if state is None:
-        raise RunError(f"{run_dir} has no checkpoint yet; train it by `rlmask train --resume`")
-    check_unchanged(config, state, run_dir / "config.yaml")
+    config, state = read_run(run_dir)
     load_policy = ALGORITHMS[config.algo].load_policy
     return load_policy(config.settings, state, greedy=greedy, seed=seed)
 

@@ -13,11 +13,12 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -110,6 +111,11 @@ class RunConfig:
         more = self.options.eval_env_kwargs
         games = self.settings.all_games
         return tuple(replace(game, env_kwargs={**game.env_kwargs, **more}) for game in games)
+
+    @property
+    def eval_vectorization(self) -> Literal["sync", "native"]:
+        """How envs are stepped that do not train: in this process."""
+        return "native" if self.settings.vectorization == "native" else "sync"
 
 
 def parse_config(settings: Mapping[str, Any], source: str) -> RunConfig:
@@ -298,6 +304,22 @@ def check_unchanged(config: RunConfig, state: Mapping[str, Any], path: Path) -> 
                 f"{path}: {name} is {now[name]!r}, but the checkpoint was trained with "
                 f"{before[name]!r}; change it back, or start another run"
             )
+
+
+def read_run(run_dir: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Return a run's config and the state of its newest good checkpoint.
+
+    Raises:
+        RunError: if there is no run, or it has no checkpoint yet.
+        ConfigError: if its config no longer describes what the checkpoint was trained with.
+        CheckpointError: if every checkpoint is corrupt.
+    """
+    config = read_config(run_dir)
+    state, _ = newest_checkpoint(run_dir, lambda text: print(text, file=sys.stderr))
+    if state is None:
+        raise RunError(f"{run_dir} has no checkpoint yet; train it by `rlmask train --resume`")
+    check_unchanged(config, state, run_dir / "config.yaml")
+    return config, state
 
 
 @contextmanager

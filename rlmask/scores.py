@@ -24,6 +24,15 @@ class Played:
     invalid_actions: int
 
 
+def read_played(raw: Mapping[str, Any]) -> Played:
+    """Return what was written as plain values."""
+    return Played(
+        returns=tuple(raw["returns"]),
+        lengths=tuple(raw["lengths"]),
+        invalid_actions=raw["invalid_actions"],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
     """How one student follows its teacher in one game, on the states that the student visits.

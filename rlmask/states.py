@@ -72,6 +72,11 @@ class StateBuffer:
         self._head = self._size = 0
         self._generator = torch.Generator().manual_seed(seed)
 
+    @property
+    def num_features(self) -> int:
+        """Columns of the features, H."""
+        return self._rows["features"].shape[1]
+
     def __len__(self) -> int:
         """Return how many states of each game there are."""
         return self._size

@@ -8,12 +8,13 @@ Reference: Parisotto et al. 2016, arXiv:1511.06342, section 4 (transfer: all wei
 included, whose logits are the first action values).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from torch import Tensor
 
 Parts = Literal["trunk", "trunk_and_head"]
+Initial = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # random weights -> the first ones
 
 
 class TransferError(ValueError):

@@ -20,7 +20,7 @@ from rlmask.charts import transfer_chart
 from rlmask.checkpoint import replace_synced
 from rlmask.jobs import Job, run_jobs
 from rlmask.log import read_metrics
-from rlmask.words import number
+from rlmask.words import markdown_table, plus_minus
 
 INITS = ("random", "trunk", "trunk_and_head")
 COLUMNS = 10
@@ -118,16 +118,15 @@ def tenths(run_dir: Path) -> tuple[float, ...]:
 def table(curves: Sequence[Curves]) -> str:
     """Return the learning curves as a Markdown table, a row an initialisation."""
     head = ["first weights", *(f"{10 * c}–{10 * c + 10} %" for c in range(COLUMNS)), "whole run"]
-    lines = [head, ["---", *["---:"] * (COLUMNS + 1)]]
-    for curve in curves:
-        cells = [with_error(column) for column in zip(*curve.means, strict=True)]
-        lines.append([curve.init, *cells, with_error(curve.area)])
-    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows = [
+        [curve.init, *map(with_error, zip(*curve.means, strict=True)), with_error(curve.area)]
+        for curve in curves
+    ]
     note = (
         "Mean return of the last hundred training episodes, in each tenth of the run; ± standard "
         f"error over {len(curves[0].means)} seeds, the same for each row."
     )
-    return "\n".join(rows) + f"\n\n{note}\n"
+    return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
 def with_error(values: Sequence[float]) -> str:
@@ -135,7 +134,5 @@ def with_error(values: Sequence[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return "–"
-    if len(known) == 1:
-        return number(known[0])
-    error = float(np.std(known, ddof=1)) / math.sqrt(len(known))
-    return f"{number(float(np.mean(known)))} ± {number(error)}"
+    error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    return plus_minus(float(np.mean(known)), error)

@@ -9,9 +9,18 @@ from rlmask.scores import Estimate, Played, mean_return, standard_error
 
 def with_error(played: Sequence[Played]) -> str:
     """Return a mean return with its standard error."""
-    error = standard_error(played)
-    suffix = f" ± {number(error)}" if math.isfinite(error) else ""
-    return number(mean_return(played)) + suffix
+    return plus_minus(mean_return(played), standard_error(played))
+
+
+def plus_minus(mean: float, error: float) -> str:
+    """Return a mean with its standard error; alone if that is not defined."""
+    return number(mean) + (f" ± {number(error)}" if math.isfinite(error) else "")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table: the first column to the left, the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
 
 
 def with_interval(found: Estimate | None) -> str:

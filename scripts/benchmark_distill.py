@@ -7,19 +7,19 @@ Three things are timed in turn, a round each, in one process with one torch thre
 alone (forward and backward of a minibatch that is in memory already), the same with plain autograd,
 and the learner (drawing states, loss, forward, backward, clipping, Adam, what is logged). Untrained
 teachers give the labels: their values change no time. Samples per second, and the median ratio of
-the paired rounds with its quartiles.
+the paired rounds with its 95 % interval.
 """
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 import torch
+from side_by_side import interval, time_interleaved
 
 from rlmask import distill
-from rlmask.config import build
 from rlmask.experiment import read_experiment
+from rlmask.runs import parse_config
 from rlmask.states import Labelled
 from rlmask.teachers import Teacher
 from rlmask.types import split
@@ -30,10 +30,8 @@ SUITE = Path(__file__).parents[1] / "configs/distill/grid_suite.yaml"
 
 def make(path: Path):
     """Return config and state of an experiment's student, its buffer full of random valid play."""
-    student = dict(read_experiment(path).student)
-    names = {field for field in distill.DistillConfig.__dataclass_fields__}
-    settings = {key: value for key, value in student.items() if key in names}
-    config = build(distill.DistillConfig, {**settings, "replay_capacity": 4000}, str(path))
+    student = {**read_experiment(path).student, "algo": "distill", "replay_capacity": 4000}
+    config = parse_config(student, str(path)).settings
     with torch.no_grad():
         envs = envs_of(config)
         spec = envs.spec
@@ -97,21 +95,15 @@ def main() -> None:
         "network alone, autograd": lambda: autograd_alone(config, state, batches),
         "learner": lambda: learner(config, state, now),
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for round_ in range(arguments.rounds + 1):
-        for kind, run in kinds.items():
-            begin = time.perf_counter()
-            run()
-            if round_:  # the first warms up
-                seconds[kind].append(time.perf_counter() - begin)
+    times = time_interleaved(list(kinds.values()), calls=1, repetitions=arguments.rounds)
     print(f"{count} gradient steps of {size} states of {len(config.all_games)} games")
-    for kind, times in seconds.items():
-        ratios = [t / alone for t, alone in zip(times, seconds["network alone"], strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    for kind, microseconds in zip(kinds, times, strict=True):
+        ratios = [own / alone for own, alone in zip(microseconds, times[0], strict=True)]
+        low, high = interval(ratios)
         print(
-            f"{kind:<25} {size * count / statistics.median(times):>10,.0f} samples/s   "
-            f"{quartiles[1]:.2f}x the time of the network alone "
-            f"[{quartiles[0]:.2f}, {quartiles[2]:.2f}]"
+            f"{kind:<25} {size * count / statistics.median(microseconds) * 1e6:>10,.0f} samples/s "
+            f"  {statistics.median(ratios):.2f}x the time of the network alone "
+            f"[{low:.2f}, {high:.2f}]"
         )
 
 

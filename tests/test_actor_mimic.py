@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from rlmask.actor_mimic import ActorMimicNetwork
-from rlmask.layers import GameLinear, by_game, by_row, rows_of_games
+from rlmask.layers import GameLinear, rows_of_games
 from rlmask.networks import ActorCritic, QNetwork
 from rlmask.optim import FlatAdam
 from rlmask.policies import actor_policy
 from rlmask.torso import Torso
+from rlmask.turns import by_game, by_row
 from rlmask.types import ActionSpec, ObsSpec
 
 NUM_GAMES, ROWS, ACTIONS = 3, 12, 5

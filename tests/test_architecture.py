@@ -14,7 +14,7 @@ TRAINERS = {"ppo", "dqn", "pqn", "distill"}
 # A module imports from lower layers only, and from its own package.
 LAYERS = (
     {"ops"},
-    {"types", "kernels"},
+    {"types", "kernels", "turns"},
     {"vector", "optim", "episodes", "layers", "config", "checkpoint", "log", "display", "scores"},
     {"normalize", "torso", "replay", "states", "transfer", "recorded", "charts", "board", "words"},
     {"networks", "actor_mimic", "joint_replay", "evaluate", "record", "flags", "report"},

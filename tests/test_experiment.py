@@ -11,8 +11,9 @@ import yaml
 
 from rlmask.cli import main
 from rlmask.config import ConfigError
-from rlmask.experiment import Experiment, labels, read_experiment
+from rlmask.experiment import Experiment, read_experiment
 from rlmask.report import read_results
+from rlmask.vector import short_names
 
 ROOT = Path(__file__).parents[1]
 GAMES = [
@@ -180,9 +181,12 @@ def test_mappings_of_an_included_experiment_are_put_together(tmp_path):
 
 
 def test_short_names_are_used_where_they_are_enough():
-    assert labels(["m:p/Snake-v0", "m:p/Tetris-v1"]) == ["Snake", "Tetris"]
-    assert labels(["m:p/Atari-v0-pong", "m:p/Atari-v0-boxing"]) == ["Atari-pong", "Atari-boxing"]
-    assert labels(["p/Snake-v0", "q/Snake-v0"]) == ["p-Snake-v0", "q-Snake-v0"]
+    assert short_names(["m:p/Snake-v0", "m:p/Tetris-v1"]) == ["Snake", "Tetris"]
+    assert short_names(["m:p/Atari-v0-pong", "m:p/Atari-v0-boxing"]) == [
+        "Atari-pong",
+        "Atari-boxing",
+    ]
+    assert short_names(["p/Snake-v0", "q/Snake-v0"]) == ["p-Snake-v0", "q-Snake-v0"]
 
 
 @pytest.mark.parametrize("name", ["grid_suite", "minatar", "atari"])

@@ -11,6 +11,7 @@ import torch
 from rlmask import ops, ppo
 from rlmask.evaluate import evaluate, summarize
 from rlmask.optim import FlatAdam
+from rlmask.turns import shuffled_in_turn
 from rlmask.types import Rollout
 from rlmask.vector import Game, make_vector
 
@@ -447,7 +448,7 @@ SHARED = {"games": TWO_GAMES, "shared_torso": True, "num_envs": 8}
 
 @pytest.mark.parametrize("num_games", [1, 3])
 def test_minibatches_have_equal_shares_of_the_games_in_turn(num_games):
-    order = ppo.shuffled_in_turn(24, num_games, torch.Generator().manual_seed(0))
+    order = shuffled_in_turn(24, num_games, torch.Generator().manual_seed(0))
     assert sorted(order.tolist()) == list(range(24))
     assert (order % num_games == torch.arange(24) % num_games).all()
     if num_games == 1:  # one game is shuffled as ever

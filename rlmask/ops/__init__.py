@@ -19,6 +19,7 @@ from rlmask.ops.distillation import (
     policy_regression_loss,
     q_regression_loss,
     reverse_kl_loss,
+    teacher_figures,
     unmasked_policy_regression_loss,
 )
 from rlmask.ops.losses import (
@@ -117,6 +118,7 @@ __all__ = [
     "set_debug",
     "split_parts",
     "td_loss",
+    "teacher_figures",
     "unmasked_policy_regression_loss",
     "value_loss",
     "values_of",

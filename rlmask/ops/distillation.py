@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlmask.ops.masking import (
+    boltzmann,
     masked_argmax,
+    masked_entropy,
     masked_log_probs_and_probs,
     masked_scores,
     tempered_scores,
@@ -227,3 +229,28 @@ def invalid_mass(logits: Float[Tensor, " B A"], mask: Bool[Tensor, " B A"]) -> F
     """Return the probability of invalid actions in the softmax of all logits, without a mask."""
     _, probs = masked_log_probs_and_probs(logits, torch.ones_like(mask))
     return fill_invalid(probs, ~mask, ZERO).sum(-1)
+
+
+@torch.no_grad()
+def teacher_figures(
+    logits: Float[Tensor, " B A"],
+    teacher_scores: Float[Tensor, " B A"],
+    mask: Bool[Tensor, " B A"],
+    temperature: float | Float[Tensor, " B"],
+) -> dict[str, Float[Tensor, " B"]]:
+    """Return how closely a student follows its teacher, by name, of each row.
+
+    `kl`: KL(π_E || π_θ) in nats; `agreement`: 1 where both have the same best valid action, else 0;
+    `teacher_entropy` in nats; `invalid_mass`: see `invalid_mass`.
+
+    Raises:
+        ValueError: if a temperature is not a positive number.
+    """
+    teacher = boltzmann(teacher_scores, mask, temperature)
+    same = masked_argmax(logits, mask) == masked_argmax(teacher_scores, mask)
+    return {
+        "kl": policy_regression_loss(logits, teacher_scores, mask, temperature).loss,
+        "agreement": same.float(),
+        "teacher_entropy": masked_entropy(teacher.log(), mask),
+        "invalid_mass": invalid_mass(logits, mask),
+    }

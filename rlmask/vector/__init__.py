@@ -10,7 +10,16 @@ from torch import Tensor
 
 from rlmask.vector.check import Finding, check_env, list_envs
 from rlmask.vector.env import MaskedEnv, episode_seed
-from rlmask.vector.games import Game, VectorSpec, game_names, games_of, join, probe
+from rlmask.vector.games import (
+    Game,
+    VectorSpec,
+    game_names,
+    games_of,
+    join,
+    probe,
+    short_names,
+    slug,
+)
 from rlmask.vector.joint import JointVector
 from rlmask.vector.mask import MASK_SOURCES, MaskError, MaskSource
 from rlmask.vector.native import NativeVector
@@ -156,4 +165,6 @@ __all__ = [
     "list_envs",
     "make_vector",
     "probe",
+    "short_names",
+    "slug",
 ]

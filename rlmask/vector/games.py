@@ -1,5 +1,6 @@
 """Games, and what several of them have in common: one observation, one union of actions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,6 +63,21 @@ def game_names(games: Sequence[Game]) -> list[str]:
     return [full if ids.count(name) > 1 else name for name, full in zip(ids, own, strict=True)]
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return `Snake` for `rlmask_envs:rlmask/Snake-v0`, if that tells the games apart.
+
+    Args:
+        names: as `game_names` gives them.
+    """
+    short = [re.sub(r"-v\d+", "", name.rpartition("/")[2]) for name in names]
+    return short if len(set(short)) == len(short) else [slug(name) for name in names]
+
+
+def slug(name: str) -> str:
+    """Return a name as that of a file."""
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-")
+
+
 def differs(key: str, alike: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a keyword argument is not the same in all of them."""
     return any(kwargs.get(key) != alike[0].get(key) for kwargs in alike)
@@ -83,6 +99,14 @@ class VectorSpec:
     action: ActionSpec
     games: tuple[Game, ...]
     obs_offsets: tuple[int, ...]
+
+    def capture(self) -> dict[str, Any]:
+        """Return what a checkpoint says of it, in plain values that `captured_specs` reads."""
+        return {
+            "obs_spec": vars(self.obs),
+            "action_spec": vars(self.action),
+            "games": [{"env_id": g.env_id, "action_ids": g.action_ids} for g in self.games],
+        }
 
 
 def probe(game: Game) -> tuple[Game, ObsSpec, ActionSpec]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlmask.turns import interleave
 from rlmask.vector.games import VectorSpec
 from rlmask.vector.native import NativeVector
 from rlmask.vector.spaces import SpaceError
@@ -91,8 +92,3 @@ class JointVector:
     def _interleaved(self, seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         obs, masks = zip(*seen, strict=True)
         return interleave(obs), interleave(masks)
-
-
-def interleave(parts: Sequence[Tensor]) -> Tensor:
-    """Return the rows of G tensors [N / G, ...] in turn, [N, ...]."""
-    return torch.stack(list(parts), dim=1).flatten(0, 1)
