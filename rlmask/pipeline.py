@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlmask.board import Board
 from rlmask.checkpoint import replace_synced
 from rlmask.config import to_settings
 from rlmask.episodes import metric_suffixes
 from rlmask.evaluations import Task, evaluate_all, read_figures
 from rlmask.experiment import Experiment
+from rlmask.experts import load_teacher
 from rlmask.jobs import Job, newest_figures, run_jobs
 from rlmask.log import read_metrics, versions
 from rlmask.report import write_report
@@ -30,10 +33,14 @@ def run_experiment(experiment: Experiment, num_workers: int, board: Board) -> Pa
 
     Raises:
         ConfigError: if a run that is there was begun with other settings.
+        TeacherError: if an expert that is given is missing, or does not fit its game.
         JobError: if a run fails.
         Interrupted: on a signal; what was running is saved, and the next call goes on.
     """
     directory, workers = experiment.directory, num_workers or os.cpu_count() or 1
+    for expert, game in zip(experiment.experts, experiment.games, strict=True):
+        if isinstance(expert, str):
+            load_teacher(expert, game, 0, torch.device("cpu"))  # before hours go into the others
     directory.mkdir(parents=True, exist_ok=True)
     stages = Stages(directory / "stages.json")
     experts = [expert for expert in experiment.experts if isinstance(expert, Job)]

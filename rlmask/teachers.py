@@ -21,6 +21,7 @@ from rlmask.types import ObsSpec, Policy
 
 Score = Callable[[Tensor, Tensor], Tensor]  # own obs, own mask [B, K] -> scores [B, K]
 ScoreAndFeatures = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # the same, and [B, H]
+NEVER = -1e6  # in place of -inf: exp of it is 0, and arithmetic stays finite
 
 
 class TeacherError(ValueError):
@@ -57,8 +58,10 @@ class Teacher:
     ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B H"]]:
         """Return scores over the union, 0 where the game has no action, and features.
 
+        A policy may give -inf to what it would never do.
+
         Raises:
-            TeacherError: if scores of valid actions are missing or NaN.
+            TeacherError: if scores of valid actions are missing, NaN or +inf, or all -inf.
         """
         ids = torch.tensor(self.action_ids, device=obs.device)
         mask = action_mask.index_select(1, ids)
@@ -68,10 +71,14 @@ class Teacher:
                 f"teacher {self.name} gives scores of shape {tuple(own.shape)} for masks of "
                 f"{tuple(mask.shape)}: one a row and action of its game is needed"
             )
-        if own.isnan().logical_and(mask).any():
-            raise TeacherError(f"teacher {self.name} gives NaN as the score of a valid action")
+        if ((own.isnan() | own.isposinf()) & mask).any():
+            raise TeacherError(f"teacher {self.name} gives a valid action NaN or inf")
+        never = own.isneginf()
+        if (never | ~mask).all(-1).any():
+            raise TeacherError(f"teacher {self.name} gives -inf to all valid actions")
+        own = own.float().masked_fill(never, NEVER)
         scores = torch.zeros(action_mask.shape, device=obs.device)
-        scores.index_copy_(1, ids, own.float())
+        scores.index_copy_(1, ids, own)
         return scores, features
 
 

@@ -120,6 +120,18 @@ def test_a_failing_run_is_named_with_its_last_words(tmp_path, monkeypatch, capsy
     assert "Snake.log" in error
 
 
+def test_an_expert_that_is_given_is_looked_for_before_the_others_are_trained(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    path = experiment(tmp_path)
+    given = {"include": str(path), "experts": ["expert.yaml", "runs/none"]}
+    path = write(tmp_path / "given.yaml", given)
+    assert main(["distill", str(path)]) == 2
+    assert "runs/none is neither a run directory nor" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_signal_stops_all_runs_and_the_next_call_goes_on(tmp_path):
     path = experiment(tmp_path, expert_settings={"total_steps": 10_000_000})
     command = [sys.executable, "-m", "rlmask.cli", "distill", str(path)]

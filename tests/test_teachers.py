@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import torch
 
+from rlmask.ops import policy_regression_loss
 from rlmask.teachers import (
     Teacher,
     TeacherError,
@@ -102,8 +105,22 @@ def test_a_teacher_that_gives_no_scores_is_an_error():
         teacher((0, 2), [1.0, 2.0, 3.0]).widened(obs, mask)
     with pytest.raises(TeacherError, match="NaN"):
         teacher((0, 2), [1.0, float("nan")]).widened(obs, mask)
+    with pytest.raises(TeacherError, match="NaN or inf"):
+        teacher((0, 2), [1.0, float("inf")]).widened(obs, mask)
+    with pytest.raises(TeacherError, match="-inf to all valid"):
+        teacher((0, 1, 2), [-float("inf"), 1.0, -float("inf")]).widened(obs, mask)
     # where the action is invalid nothing is looked at
     teacher((0, 1, 2), [1.0, float("nan"), 2.0]).widened(obs, mask)
+
+
+def test_a_policy_may_never_do_something():
+    obs, mask = torch.zeros((1, 2, 3, 1), dtype=torch.uint8), torch.tensor([[True, True, True]])
+    rule = teacher((0, 1, 2), [0.0, -float("inf"), -float("inf")])
+    assert teacher_policy([rule], greedy=False, seed=0)(obs, mask) == 0
+    scores, _ = rule.widened(obs, mask)
+    terms = policy_regression_loss(torch.zeros((1, 3)), scores, mask, 1.0)
+    assert terms.loss.item() == pytest.approx(math.log(3))
+    assert terms.grad.tolist() == [pytest.approx([-2 / 3, 1 / 3, 1 / 3])]
 
 
 def test_teachers_play_each_in_its_own_way():
