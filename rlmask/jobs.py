@@ -16,7 +16,7 @@ from rlmask.board import Board
 from rlmask.config import ConfigError
 from rlmask.experts import settled
 from rlmask.run import Interrupted, stop_on_signal
-from rlmask.runs import create, parse_config, read_config
+from rlmask.runs import RunConfig, create, parse_config, read_config
 
 POLL_SECONDS = 0.5
 
@@ -91,11 +91,21 @@ def prepare(job: Job) -> None:
     Raises:
         ConfigError: if it is not.
     """
-    job.run_dir.parent.mkdir(parents=True, exist_ok=True)
+    config = check_settings(job)
+    if not job.run_dir.exists():
+        job.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        create(job.run_dir, settled(config))
+
+
+def check_settings(job: Job) -> RunConfig:
+    """Return the config of a job.
+
+    Raises:
+        ConfigError: if its settings do not hold, or are not those that its run was begun with.
+    """
     config = parse_config(job.settings, job.name)
     if not job.run_dir.exists():
-        create(job.run_dir, settled(config))
-        return
+        return config
     before = read_config(job.run_dir)
     if before.algo != config.algo:
         raise ConfigError(f"{job.name}: {job.run_dir} is a run of {before.algo}, not {config.algo}")
@@ -106,6 +116,7 @@ def prepare(job: Job) -> None:
                 f"{job.name}: {name} is {value!r}, but {job.run_dir} was begun with {old!r}; "
                 "change it back, or remove that directory to begin anew"
             )
+    return config
 
 
 def start(job: Job) -> "subprocess.Popen[bytes]":

@@ -17,9 +17,10 @@ from rlmask.episodes import metric_suffixes
 from rlmask.evaluations import Task, evaluate_all, read_figures
 from rlmask.experiment import Experiment
 from rlmask.experts import load_teacher
-from rlmask.jobs import Job, newest_figures, run_jobs
+from rlmask.jobs import Job, check_settings, newest_figures, run_jobs
 from rlmask.log import read_metrics, versions
 from rlmask.report import write_report
+from rlmask.runs import parse_config, spec_of
 from rlmask.scores import Curve, Player, Results
 
 CURVE_POINTS = 200  # of a learning curve in the report
@@ -32,21 +33,18 @@ def run_experiment(experiment: Experiment, num_workers: int, board: Board) -> Pa
         num_workers: processes at once; 0: as many as there are cores.
 
     Raises:
-        ConfigError: if a run that is there was begun with other settings.
-        TeacherError: if an expert that is given is missing, or does not fit its game.
+        ConfigError, SpaceError, EnvError, TeacherError, RunError: see `check`.
         JobError: if a run fails.
         Interrupted: on a signal; what was running is saved, and the next call goes on.
     """
     directory, workers = experiment.directory, num_workers or os.cpu_count() or 1
-    for expert, game in zip(experiment.experts, experiment.games, strict=True):
-        if isinstance(expert, str):
-            load_teacher(expert, game, 0, torch.device("cpu"))  # before hours go into the others
+    students, baselines = experiment.students(), experiment.baselines()
+    check(experiment, students, baselines)
     directory.mkdir(parents=True, exist_ok=True)
     stages = Stages(directory / "stages.json")
     experts = [expert for expert in experiment.experts if isinstance(expert, Job)]
     with stages.timed("experts"):
         run_jobs(experts, workers, board)
-    students, baselines = experiment.students(), experiment.baselines()
     with stages.timed("students"):
         run_jobs(students["student"], workers, board)
     others = [*students.items(), *baselines.items()][1:]
@@ -56,6 +54,31 @@ def run_experiment(experiment: Experiment, num_workers: int, board: Board) -> Pa
         evaluate_all(tasks(experiment, {**students, **baselines}), workers, board)
     write_report(directory, results_of(experiment, students, baselines, stages.seconds))
     return directory / "report.html"
+
+
+def check(
+    experiment: Experiment,
+    students: Mapping[str, Sequence[Job]],
+    baselines: Mapping[str, Sequence[Job]],
+) -> None:
+    """Find now what would go wrong hours later.
+
+    Raises:
+        ConfigError: if settings of a run do not hold, or are not those that it was begun with.
+        SpaceError, EnvError: if the games cannot be played together, or one cannot be made.
+        TeacherError, RunError: if an expert that is given is missing, or does not fit its game.
+    """
+    runs = {**students, **baselines}
+    for jobs in runs.values():
+        for job in jobs:
+            check_settings(job)
+    for name in ("student", *baselines):
+        for job in runs[name][:1]:
+            settings = parse_config(job.settings, name).settings
+            spec_of(settings, settings.all_games)
+    for expert, game in zip(experiment.experts, experiment.games, strict=True):
+        if isinstance(expert, str):
+            load_teacher(expert, game, 0, torch.device("cpu"))
 
 
 class Stages:

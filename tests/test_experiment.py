@@ -120,15 +120,24 @@ def test_a_failing_run_is_named_with_its_last_words(tmp_path, monkeypatch, capsy
     assert "Snake.log" in error
 
 
-def test_an_expert_that_is_given_is_looked_for_before_the_others_are_trained(
-    tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"experts": ["expert.yaml", "runs/none"]}, "runs/none is neither a run directory nor"),
+        ({"variants": {"hot": {"temprature": 2.0}}}, "hot, seed 0: unknown key `temprature`"),
+        ({"baselines": {"multi": {"config": "expert.yaml", "env": "No-v0"}}}, "No"),
+        ({"student": {"games": [{**GAMES[0], "action_ids": [0]}, GAMES[1]]}}, "action_ids"),
+    ],
+    ids=["expert", "variant", "baseline", "games"],
+)
+def test_what_would_go_wrong_later_is_found_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys, changes, said
 ):
     monkeypatch.chdir(tmp_path)
     path = experiment(tmp_path)
-    given = {"include": str(path), "experts": ["expert.yaml", "runs/none"]}
-    path = write(tmp_path / "given.yaml", given)
+    path = write(tmp_path / "given.yaml", {"include": str(path), **changes})
     assert main(["distill", str(path)]) == 2
-    assert "runs/none is neither a run directory nor" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
