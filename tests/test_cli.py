@@ -109,6 +109,9 @@ def test_help_lists_the_commands(rlmask, arguments):
     [
         ("train", ["--learning-rate", "--run-dir", "--checkpoint-seconds", "--resume"]),
         ("eval", ["--episodes", "--without-mask", "--video", "--json"]),
+        ("distill", ["--directory", "--num-workers"]),
+        ("transfer", ["--seeds", "--directory"]),
+        ("record", ["--stochastic", "--states"]),
         ("check-env", ["--env-kwargs", "--steps"]),
         ("envs", []),
     ],

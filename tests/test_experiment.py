@@ -125,7 +125,7 @@ def test_a_failing_run_is_named_with_its_last_words(tmp_path, monkeypatch, capsy
     [
         ({"experts": ["expert.yaml", "runs/none"]}, "runs/none is neither a run directory nor"),
         ({"variants": {"hot": {"temprature": 2.0}}}, "hot, seed 0: unknown key `temprature`"),
-        ({"baselines": {"multi": {"config": "expert.yaml", "env": "No-v0"}}}, "No"),
+        ({"baselines": {"multi": {"config": "expert.yaml", "env": "No-v0"}}}, "`No` doesn't exist"),
         ({"student": {"games": [{**GAMES[0], "action_ids": [0]}, GAMES[1]]}}, "action_ids"),
     ],
     ids=["expert", "variant", "baseline", "games"],
