@@ -14,8 +14,8 @@ from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.ppo import PPOConfig
 from rlmask.vector import Game
 
-ALL = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))
-CONFIGS = [path for path in ALL if path.parent.name != "distill"]  # those are experiments
+ALL = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in ALL if "algo" in read_yaml(path)]  # the others are experiments
 
 
 @dataclass(frozen=True, kw_only=True)

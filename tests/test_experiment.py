@@ -12,10 +12,16 @@ import yaml
 from rlmask.cli import main
 from rlmask.config import ConfigError
 from rlmask.experiment import Experiment, read_experiment
+from rlmask.jobs import check_settings
 from rlmask.report import read_results
 from rlmask.vector import short_names
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENTS = [
+    path
+    for path in sorted((ROOT / "configs/distill").rglob("*.yaml"))
+    if "algo" not in yaml.safe_load(path.read_text())
+]
 GAMES = [
     {"env_id": playing.env_id("Snake"), "action_ids": [0, 1, 2, 3, 4, 5]},
     {
@@ -210,13 +216,18 @@ def test_short_names_are_used_where_they_are_enough():
     assert short_names(["p/Snake-v0", "q/Snake-v0"]) == ["p-Snake-v0", "q-Snake-v0"]
 
 
-@pytest.mark.parametrize("name", ["grid_suite", "minatar", "atari"])
-def test_the_experiments_of_the_repository_hold(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT / "configs/distill"))
+)
+def test_the_experiments_of_the_repository_hold(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    whole = Experiment(read_experiment(ROOT / f"configs/distill/{name}.yaml"), tmp_path)
-    assert len(whole.experts) == len(whole.games) == (8 if name == "atari" else 5)
-    students = whole.students()["student"]
-    assert [job.settings["seed"] for job in students] == [0, 1, 2]
+    experiment = Experiment(read_experiment(path), tmp_path)
+    assert len(experiment.experts) == len(experiment.games) > 3
+    jobs = {**experiment.students(), **experiment.baselines()}
+    for of_name in jobs.values():
+        for job in of_name:
+            check_settings(job)
+    assert len(jobs["student"]) == len(experiment.config.seeds)
 
 
 @pytest.mark.slow
