@@ -48,9 +48,10 @@ def settled(config: RunConfig) -> RunConfig:
     Raises:
         RunError: if a run that it needs has no checkpoint.
         TeacherError: if a teacher is missing, or does not fit its game.
+        TransferError: if the weights of `init_from` do not fit.
     """
     if config.options.init_from:
-        initial_of(config)
+        check_initial(config)
         first = replace(config.options, init_from=absolute(config.options.init_from))
         config = replace(config, options=first)
     if config.algo != "distill":
@@ -61,6 +62,18 @@ def settled(config: RunConfig) -> RunConfig:
         "recorded": absolute(config.settings.recorded),
     }
     return replace(config, settings=replace(config.settings, **paths))
+
+
+def check_initial(config: RunConfig) -> None:
+    """Raise `TransferError` unless the weights of `init_from` fit the network of a run.
+
+    Raises:
+        RunError, CheckpointError: as `initial_of`.
+    """
+    initial, settings = initial_of(config), config.settings
+    spec = spec_of(settings, settings.all_games)
+    make_network = ALGORITHMS[config.algo].make_network
+    initial(make_network(settings, spec.obs, spec.action, torch.Generator()).state_dict())
 
 
 def initial_of(config: RunConfig) -> Initial:

@@ -60,8 +60,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, board: Board) -> None:
         JobError: if a run fails; the others are stopped, and saved.
         Interrupted: on SIGINT or SIGTERM.
     """
-    for job in jobs:
-        prepare(job)
+    prepare(jobs)
     waiting = [job for job in jobs if not job.is_done]
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     board.begin({job.name: total_steps(job.run_dir) for job in waiting})
@@ -85,16 +84,18 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, board: Board) -> None:
         raise Interrupted(stop_requested())
 
 
-def prepare(job: Job) -> None:
-    """Make the run directory of a job, or check that the one that is there is the same run.
+def prepare(jobs: Sequence[Job]) -> None:
+    """Make the run directories of jobs that have none, once all of them are known to hold.
 
     Raises:
-        ConfigError: if it is not.
+        ConfigError: if the settings of one do not hold, or are not those of its run.
+        RunError, TeacherError, TransferError, ...: as `settled` and `create`.
     """
-    config = check_settings(job)
-    if not job.run_dir.exists():
+    configs = [(job, check_settings(job)) for job in jobs]
+    new = [(job, settled(config)) for job, config in configs if not job.run_dir.exists()]
+    for job, config in new:
         job.run_dir.parent.mkdir(parents=True, exist_ok=True)
-        create(job.run_dir, settled(config))
+        create(job.run_dir, config)
 
 
 def check_settings(job: Job) -> RunConfig:

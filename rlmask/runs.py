@@ -33,20 +33,25 @@ from rlmask.vector import Game, VectorSpec, join, make_vector
 
 
 class Algorithm(NamedTuple):
-    """What a name in a config stands for: settings, trainer, policy and network of a checkpoint."""
+    """What a name in a config stands for: settings, trainer, policy and networks."""
 
     config: Any
     train: Callable[..., Any]
+    make_network: Callable[..., Any]
     load_policy: Callable[..., Any]
     load_network: Callable[..., Any]
 
 
 ALGORITHMS = {
-    "ppo": Algorithm(ppo.PPOConfig, ppo.train, ppo.load_policy, ppo.load_network),
-    "dqn": Algorithm(dqn.DQNConfig, dqn.train, dqn.load_policy, dqn.load_network),
-    "pqn": Algorithm(pqn.PQNConfig, pqn.train, pqn.load_policy, pqn.load_network),
+    "ppo": Algorithm(ppo.PPOConfig, ppo.train, ppo.make_network, ppo.load_policy, ppo.load_network),
+    "dqn": Algorithm(dqn.DQNConfig, dqn.train, dqn.make_network, dqn.load_policy, dqn.load_network),
+    "pqn": Algorithm(pqn.PQNConfig, pqn.train, pqn.make_network, pqn.load_policy, pqn.load_network),
     "distill": Algorithm(
-        distill.DistillConfig, distill.train, distill.load_policy, distill.load_network
+        distill.DistillConfig,
+        distill.train,
+        distill.make_network,
+        distill.load_policy,
+        distill.load_network,
     ),
 }
 

@@ -166,6 +166,10 @@ def test_a_study_from_the_command_line(tmp_path, monkeypatch, capsys):
     missing = ["train", new, "--init-from", "nowhere"]
     assert main(missing) == 2
     assert "nowhere is not a run" in capsys.readouterr().err
+    wider = write(tmp_path / "wider.yaml", {**small, "env": "CartPole-v1", "hidden_sizes": [9]})
+    assert main(["transfer", "student", wider, "--seeds", "0"]) == 2
+    assert "give the new run the student's conv_filters and hidden" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_table_has_means_and_errors_over_seeds():
