@@ -115,11 +115,19 @@ def load(directory: Path) -> dict[str, Any]:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file and wait until it is on the disk.
+
+    Raises:
+        OSError: names the file, if it cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say of itself where
+        raise
 
 
 def replace_synced(path: Path, data: bytes) -> None:

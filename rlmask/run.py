@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rlmask.checkpoint import write_synced
+from rlmask.checkpoint import replace_synced
 from rlmask.episodes import metric_suffixes
 from rlmask.evaluate import Evaluation, evaluate, summarize
 from rlmask.experts import initial_of, load_teachers
@@ -131,7 +131,7 @@ def _train(
         evaluation, _ = evaluate_games(config, load(run_dir, greedy=not options.eval_stochastic))
     plot_learning_curve(run_dir)
     result = json.dumps(evaluation.as_json(), indent=1)
-    write_synced(run_dir / "result.json", result.encode())
+    replace_synced(run_dir / "result.json", result.encode())
     return evaluation
 
 
