@@ -11,7 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from rlmask.scores import Curve, Results, Scores, mean_return
+from rlmask.scores import Curve, Estimate, Results, Scores, mean_return
 
 STUDENT, TEACHER, INK = "#2f7ed8", "#e08a1e", "#8a919e"  # legible on light and on dark
 STYLE: dict[Any, Any] = {
@@ -40,7 +40,9 @@ def bar_chart(results: Results, scores: Scores) -> str:
             value, low, high = (100 * x for x in found)
             axes.bar(place, value, width=0.55, color=STUDENT)
             axes.plot([place, place], [low, high], color=INK, linewidth=1.6)
-            axes.text(place, max(value, high, 0) + 2, f"{value:.0f} %", ha="center", va="bottom")
+            top = max(value, high, 0)
+            top = 100 if 88 < top < 100 else top  # not across the line
+            axes.text(place, top + 2, f"{value:.0f} %", ha="center", va="bottom")
         axes.axhline(100, color=TEACHER, linewidth=1.6, linestyle="--")
         beside = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
         axes.text(1.01, 100, "teacher", color=TEACHER, **beside)
@@ -51,7 +53,38 @@ def bar_chart(results: Results, scores: Scores) -> str:
         axes.margins(y=0.12)
         bare(axes)
 
-    return svg((max(5.0, 1.7 * len(results.games) + 1), 3.6), draw)
+    return svg((max(5.0, 2.0 * len(results.games) + 1), 3.6), draw)
+
+
+def variants_chart(rows: Sequence[tuple[str, Estimate | None, Estimate | None]]) -> str:
+    """Return name, median and worst game of each student, one below the other.
+
+    Each is a point with its interval, in % as in `bar_chart`; None is left out.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for column, (label, color, marker) in enumerate(
+            (("median", STUDENT, "o"), ("worst game", INK, "s")), 1
+        ):
+            places = [place for place, row in enumerate(rows) if row[column] is not None]
+            points = np.array([row[column] for row in rows if row[column] is not None]) * 100
+            if not len(points):
+                continue
+            height = np.array(places) + 0.24 * (column - 1.5)
+            value, low, high = points.T
+            axes.hlines(height, low, high, color=color, linewidth=1.6)
+            axes.plot(value, height, marker, color=color, label=label)
+        axes.axvline(100, color=TEACHER, linewidth=1.6, linestyle="--", label="teacher")
+        axes.axvline(0, color=INK, linewidth=1.2, linestyle=":", label="random valid moves")
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("random-normalised, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color=INK, alpha=0.25)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+
+    return svg((9.0, 0.42 * len(rows) + 1.3), draw)
 
 
 def curve_chart(results: Results) -> str:

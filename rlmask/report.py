@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlmask.charts import bar_chart, curve_chart
+from rlmask.charts import bar_chart, curve_chart, variants_chart
 from rlmask.checkpoint import replace_synced
 from rlmask.scores import (
     Curve,
@@ -32,15 +32,15 @@ STYLE = """
   :root { --text: #e6e8ec; --faint: #9aa1ad; --line: #3a3f49; --back: #16181d }
 }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
-  max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
+  max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p.result { font-size: 1.1rem } .faint { color: var(--faint) }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left }
-th { color: var(--faint); font-weight: 600 }
+th { color: var(--faint); font-weight: 600; white-space: normal; vertical-align: bottom }
 svg { max-width: 100%; height: auto }
 """
 
@@ -124,13 +124,28 @@ def sections_of(results: Results) -> list[Section]:
         ("Games", *games_table(results)),
         ("Over all games", *aggregates_table(results)),
     ]
-    if any(player.kind in ("variant", "baseline") for player in results.players):
+    if has_variants(results):
         sections.append(("Variants and baselines", *variants_table(results)))
     facts = {f"temperature, {game}": value for game, value in results.temperatures.items()}
-    times = {f"wall time, {stage}": duration(s) for stage, s in results.seconds.items()}
+    times = {f"wall time, {stage}": duration(s) for stage, s in results.seconds.items() if s}
     everything = {**results.protocol, **facts, **times, **results.versions}
     rows: list[Row] = [(name, text_of(value)) for name, value in everything.items()]
     return [*sections, ("How it was measured", ("what", ""), rows)]
+
+
+def has_variants(results: Results) -> bool:
+    """Whether there is more than the student."""
+    return any(player.kind in ("variant", "baseline") for player in results.players)
+
+
+def variants_picture(results: Results) -> str:
+    """Return the picture of the student, its variants and the baselines."""
+    rows = []
+    for player in results.players:
+        if player.kind not in ("teacher", "random"):
+            found = scores(results, player)
+            rows.append((player.name, found.median, found.minimum))
+    return variants_chart(rows)
 
 
 def games_table(results: Results) -> tuple[Row, list[Row]]:
@@ -270,6 +285,7 @@ def page(results: Results, sections: Sequence[Section]) -> str:
     charts = {
         "Games": bar_chart(results, scores(results, student)),
         "Over all games": curve_chart(results) if results.curves else "",
+        "Variants and baselines": variants_picture(results) if has_variants(results) else "",
     }
     body = [
         f"<h1>{html.escape(results.title)}</h1>",
