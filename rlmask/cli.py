@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except run.Interrupted as error:
         return error.exit_code
     except OSError as error:
-        where = os.fsdecode(error.filename) if error.filename else type(error).__name__
+        where = error.filename or type(error).__name__
+        where = os.fsdecode(where) if isinstance(where, bytes) else where
         return fail(f"{where}: {error.strerror or error}")
     except SystemExit as error:
         return fail(error.code) if isinstance(error.code, str) else int(error.code or 0)
