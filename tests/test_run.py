@@ -772,7 +772,7 @@ def with_chunks(monkeypatch):
         replay["chunks"]["old"] = Chunk(version=1, read=read)
         return {**update.capture(), "replay": replay}
 
-    algorithm = runs.Algorithm(PPOConfig, train, None, load_policy, None)
+    algorithm = runs.ALGORITHMS["ppo"]._replace(train=train, load_policy=load_policy)
     monkeypatch.setitem(runs.ALGORITHMS, "ppo", algorithm)
     return reads
 
