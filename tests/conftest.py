@@ -1,5 +1,6 @@
 import random
 
+import gymnasium as gym
 import hypothesis
 import numpy as np
 import pytest
@@ -16,3 +17,11 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_atari(monkeypatch):
+    """Listing makes every registered env: not Atari's hundreds, if another test registered them."""
+    for id_, spec in list(gym.registry.items()):
+        if str(spec.entry_point).startswith("ale_py"):
+            monkeypatch.delitem(gym.registry, id_)

@@ -657,7 +657,7 @@ def test_check_env_of_an_env_that_is_not_there(rlmask):
     assert (output + errors).count("\n") == 1
 
 
-def test_envs_lists_those_with_masks_first(rlmask):
+def test_envs_lists_those_with_masks_first(rlmask, without_atari):
     code, output, errors = rlmask("envs")
     assert (code, errors) == (0, "")
     rows = [line.split() for line in output.splitlines()]
@@ -670,7 +670,7 @@ def test_envs_lists_those_with_masks_first(rlmask):
     assert [snake, "image", "(10,", "10,", "16)", "6", "info"] in rows
 
 
-def test_envs_imports_other_packages_first(rlmask):
+def test_envs_imports_other_packages_first(rlmask, without_atari):
     code, output, _ = rlmask("envs", "rlmask_envs", "envs_for_tests")
     assert code == 0
     assert "envs_for_tests:rlmask-tests/Grid-v0" in output

@@ -59,7 +59,7 @@ def test_it_is_the_game_that_it_says(nim):
 
 
 @pytest.mark.parametrize("is_imported", [False, True])
-def test_its_id_is_listed_as_it_is_to_be_written(nim, is_imported):
+def test_its_id_is_listed_as_it_is_to_be_written(nim, without_atari, is_imported):
     if is_imported:
         importlib.import_module("nim")
     ids = {row[0] for row in list_envs(("rlmask_envs", "nim"))}
