@@ -483,7 +483,7 @@ def test_a_video_that_cannot_be_written_is_refused_before_anything_is_played(
     refusal, trained, monkeypatch
 ):
     monkeypatch.setattr(run, "evaluate_games", None)
-    refusal("eval", trained, "--video", "film.avi")
+    assert "a video ends in .gif or .mp4" in refusal("eval", trained, "--video", "film.avi")
 
 
 @pytest.mark.parametrize("flags", [("--env", "Taxi-v4"), ("--env=Taxi-v4",)])

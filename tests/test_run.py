@@ -24,7 +24,7 @@ from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, to_settings
 from rlmask.dqn import DQNConfig
 from rlmask.log import read_metrics
-from rlmask.ppo import PPOConfig, load_policy
+from rlmask.ppo import PPOConfig
 from rlmask.ppo import train as train_ppo
 from rlmask.pqn import PQNConfig
 from rlmask.run import Interrupted
@@ -772,7 +772,7 @@ def with_chunks(monkeypatch):
         replay["chunks"]["old"] = Chunk(version=1, read=read)
         return {**update.capture(), "replay": replay}
 
-    algorithm = runs.ALGORITHMS["ppo"]._replace(train=train, load_policy=load_policy)
+    algorithm = runs.ALGORITHMS["ppo"]._replace(train=train)
     monkeypatch.setitem(runs.ALGORITHMS, "ppo", algorithm)
     return reads
 
