@@ -14,9 +14,20 @@ TRAINERS = {"ppo", "dqn", "pqn", "distill"}
 # A module imports from lower layers only, and from its own package.
 LAYERS = (
     {"ops"},
-    {"types", "kernels", "turns"},
+    {"types", "kernels", "turns", "recurrent"},
     {"vector", "optim", "episodes", "layers", "config", "checkpoint", "log", "display", "scores"},
-    {"normalize", "torso", "replay", "states", "transfer", "recorded", "charts", "board", "words"},
+    {
+        "normalize",
+        "torso",
+        "replay",
+        "states",
+        "transfer",
+        "recorded",
+        "charts",
+        "board",
+        "words",
+        "attention",
+    },
     {"networks", "actor_mimic", "joint_replay", "evaluate", "record", "flags", "report"},
     {"policies", "teachers"},
     TRAINERS,
