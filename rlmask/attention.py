@@ -70,7 +70,8 @@ class LuongAttention(nn.Module):
                 f"units is {units}, but the query has {query_size} numbers: multiplicative "
                 "attention compares keys with the query itself; set units to its size"
             )
-        self.memory_size, self.empty, self.probability_fn = memory_size, empty, probability_fn
+        self.memory_size, self.probability_fn = memory_size, probability_fn
+        self.empty: Empty = empty
         self.memory_weight = orthogonal_weight(units, memory_size, generator)
         self.scale = nn.Parameter(torch.ones(())) if scale else None
 
@@ -118,7 +119,8 @@ class BahdanauAttention(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.memory_size, self.empty, self.probability_fn = memory_size, empty, probability_fn
+        self.memory_size, self.probability_fn = memory_size, probability_fn
+        self.empty: Empty = empty
         self.memory_weight = orthogonal_weight(units, memory_size, generator)
         self.query_weight = orthogonal_weight(units, query_size, generator)
         bound = math.sqrt(3 / units)  # a vector of norm 1, on average
