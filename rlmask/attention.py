@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rlmask.ops import attend, attention_weights, hard_attention_weights, only_existing
+from rlmask.ops import attention_weights, hard_attention_weights, only_existing
 from rlmask.ops.attention import Empty
 from rlmask.recurrent import Cell, RecurrentCell, orthogonal_weight
 
@@ -167,7 +167,8 @@ def look_up(
     """Return the context, of the values themselves and not of the keys, and the weights."""
     scores = mechanism.scores(query, memory.keys)
     weights = WEIGHTS[mechanism.probability_fn](scores, memory.mask, mechanism.empty)
-    return attend(weights, memory.values, memory.mask), weights
+    # a product, as padded values are 0 already; `rlmask.ops.attend` takes any
+    return (weights.unsqueeze(-2) @ memory.values).squeeze(-2), weights
 
 
 class AttentionCell(nn.Module):
