@@ -3,9 +3,9 @@
     python scripts/memory.py                          # 3 seeds; some minutes
     python scripts/memory.py --seeds 1 --total-steps 50_000 --out memory.png
 
-Each run is `rlmask train CONFIG --seed S`, one after the other. The return of an episode is 1 if the
-right door was taken, so that means are shares of successes: those of the curves over the last 100
-training episodes, those of the table over 100 greedy episodes that training never saw.
+Each run is `rlmask train CONFIG --seed S`, one after the other. The return of an episode is 1 if
+the right door was taken, so that means are shares of successes: those of the curves over the last
+100 training episodes, those of the table over 100 greedy episodes that training never saw.
 """
 
 import argparse

@@ -9,11 +9,17 @@ import torch
 from playing import env_id
 from torch import nn
 
-from rlmask import ops, ppo, recurrent_ppo
+import rlmask
+from rlmask import ops, ppo, recurrent_ppo, runs
 from rlmask.evaluate import evaluate, summarize
+from rlmask.experts import initial_of, load_teacher
 from rlmask.optim import FlatAdam
 from rlmask.policies import RecurrentPolicy
 from rlmask.recurrent_network import recent_mask
+from rlmask.run import train
+from rlmask.runs import RunConfig, RunOptions
+from rlmask.teachers import TeacherError
+from rlmask.transfer import TransferError
 from rlmask.types import ActionSpec, ObsSpec
 from rlmask.vector import Game, make_vector
 
@@ -286,21 +292,22 @@ def test_weights_that_are_not_finite_are_never_yielded():
 def test_a_resumed_run_is_the_same_run(kind):
     settings = config(COUNTER, normalize_obs=True, normalize_reward=True, num_steps=12, **kind)
     settings = dataclasses.replace(settings, total_steps=5 * 48)
-    whole = [copy.deepcopy(u.capture()) | u.metrics for u in recurrent_ppo.train(settings)]
+    whole = [(copy.deepcopy(u.capture()), u.metrics) for u in recurrent_ppo.train(settings)]
     trainer = recurrent_ppo.train(settings)
     next(trainer)
     stopped = copy.deepcopy(next(trainer).capture())
     trainer.close()
     assert (stopped["remembered"]["age"] > 0).any() and stopped["remembered"]["state"].any()
-    rest = [copy.deepcopy(u.capture()) | u.metrics for u in recurrent_ppo.train(settings, stopped)]
+    resumed = recurrent_ppo.train(settings, stopped)
+    rest = [(copy.deepcopy(u.capture()), u.metrics) for u in resumed]
     assert len(rest) == 3
-    for mine, theirs in zip(rest, whole[2:], strict=True):
+    for (mine, metrics), (theirs, expected) in zip(rest, whole[2:], strict=True):
+        assert metrics == expected
         for key in ("network", "optimizer", "remembered", "reward_scaler"):
             assert mine[key].keys() == theirs[key].keys()
             for name in mine[key]:
                 one, other = torch.as_tensor(mine[key][name]), torch.as_tensor(theirs[key][name])
                 assert torch.equal(one, other), (key, name)
-        assert [mine[k] for k in mine if "/" in k] == [theirs[k] for k in theirs if "/" in k]
 
 
 def test_same_seed_same_run_and_the_global_generator_is_left_alone():
@@ -375,3 +382,37 @@ def test_who_does_not_is_right_half_the_time():
     update = last(ppo.train(settings))
     # 512 episodes at 1/2: the standard deviation of the mean is 0.022
     assert maze_return(update.policy, **TINY_MAZE) == pytest.approx(0.5, abs=0.1)
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def start(self, run_dir, total_steps, env_steps):
+        pass
+
+    def update(self, env_steps, metrics):
+        pass
+
+    def say(self, text):
+        pass
+
+    def stop(self):
+        pass
+
+
+def test_a_run_of_it_is_played_but_neither_teaches_nor_gives_weights(tmp_path):
+    settings = config(env_id("TMaze"), env_kwargs=TINY_MAZE, total_steps=64)
+    options = RunOptions(eval_episodes=4)
+    run_dir = tmp_path / "run"
+    own = RunConfig(algo="recurrent_ppo", settings=settings, options=options)
+    runs.create(run_dir, own)
+    train(run_dir, Silent())
+    assert 0 <= maze_return(rlmask.load(run_dir), **TINY_MAZE) <= 1
+    (game,) = settings.all_games
+    with pytest.raises(TeacherError, match="a run of recurrent_ppo, whose scores depend on what"):
+        load_teacher(str(run_dir), game, 0, CPU)
+    from_it = RunOptions(init_from=str(run_dir))
+    plain = ppo.PPOConfig(env=settings.env, env_kwargs=TINY_MAZE)
+    for given in (own, RunConfig(algo="ppo", settings=plain, options=options)):
+        with pytest.raises(TransferError, match="does not take weights of recurrent_ppo"):
+            initial_of(dataclasses.replace(given, options=from_it))
