@@ -416,3 +416,17 @@ def test_a_run_of_it_is_played_but_neither_teaches_nor_gives_weights(tmp_path):
     for given in (own, RunConfig(algo="ppo", settings=plain, options=options)):
         with pytest.raises(TransferError, match="does not take weights of recurrent_ppo"):
             initial_of(dataclasses.replace(given, options=from_it))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_and_resumes_too():
+    settings = config(
+        env_id("TMaze"), env_kwargs=TINY_MAZE, vectorization="native", attention="luong",
+        num_envs=32, num_steps=32, learning_rate=1e-2, total_steps=16_384, device="cuda",
+    )  # fmt: skip
+    trainer = recurrent_ppo.train(settings)
+    next(trainer)
+    stopped = copy.deepcopy(next(trainer).capture())
+    trainer.close()
+    update = last(recurrent_ppo.train(settings, stopped))
+    assert maze_return(update.policy, **TINY_MAZE) > 0.9
