@@ -373,10 +373,9 @@ def collect(
         The rollout, the age of the episode at each of its steps [T, N], the episodes that ended,
         and what there is to go on from: what is remembered, obs and mask.
     """
-    nvec, device = envs.spec.action.nvec, remembered.state.device
-    uniform = torch.rand(
-        (num_steps, envs.num_envs, *envs.spec.action.shape), generator=generator
-    ).to(device)
+    device = remembered.state.device
+    shape = (num_steps, envs.num_envs, *envs.spec.action.shape)
+    uniform = torch.rand(shape, generator=generator).to(device)
     facts: list[tuple[Tensor, ...]] = []
     cut: list[tuple[int, Tensor, Tensor]] = []  # t, envs, values of the final observations
     episodes: list[Episode] = []
@@ -387,19 +386,7 @@ def collect(
         obs, action_mask = obs.to(device), action_mask.to(device)
         with torch.inference_mode():
             logits, value, state, recent = network.act(obs, age, state, recent)
-        try:
-            with torch.inference_mode():
-                action, log_prob = masked_inverse_cdf(
-                    split_parts(logits, nvec), split_parts(action_mask, nvec), uniform[t]
-                )
-            step = envs.step(action.cpu())
-        except (RuntimeError, InvalidActionError) as error:
-            if logits.isfinite().all():
-                raise
-            raise FloatingPointError(
-                "the policy's scores are not finite. Look for huge observations, or lower "
-                "learning_rate"
-            ) from error
+        action, log_prob, step = act(envs, logits, action_mask, uniform[t])
         happened = step.reward, step.terminated, step.truncated
         facts.append((obs, age, action_mask, action, log_prob, value, *happened))
         age = age + 1
@@ -414,16 +401,13 @@ def collect(
     )
     with torch.inference_mode():
         last_value = network.act(obs.to(device), age, state, recent)[1]
-        next_value = torch.cat([value[1:], last_value.unsqueeze(0)])
-        for t, index, final_value in cut:
-            next_value[t, index] = final_value
     rollout = Rollout(
         obs=all_obs,
         action_mask=masks,
         action=actions,
-        log_prob=log_prob.sum(-1) if len(nvec) > 1 else log_prob,
+        log_prob=log_prob,
         value=value,
-        next_value=next_value,
+        next_value=successor_values(value, last_value, cut),
         reward=reward,
         terminated=terminated,
         truncated=truncated,
@@ -432,6 +416,29 @@ def collect(
     history = torch.cat([remembered.history, all_obs])[num_steps:] if past else remembered.history
     after = Recollection(state=state, history=history, age=age)
     return rollout, ages, episodes, after, obs, action_mask
+
+
+def act(
+    envs: VectorEnv, logits: Tensor, action_mask: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor, VectorStep]:
+    """Draw a valid action in every env and take it; return it, its log-probability, and the step.
+
+    Raises:
+        FloatingPointError: if the scores are not finite.
+    """
+    nvec = envs.spec.action.nvec
+    try:
+        with torch.inference_mode():
+            action, log_prob = masked_inverse_cdf(
+                split_parts(logits, nvec), split_parts(action_mask, nvec), uniform
+            )
+        return action, log_prob.sum(-1) if len(nvec) > 1 else log_prob, envs.step(action.cpu())
+    except (RuntimeError, InvalidActionError) as error:
+        if logits.isfinite().all():
+            raise
+        raise FloatingPointError(
+            "the policy's scores are not finite. Look for huge observations, or lower learning_rate"
+        ) from error
 
 
 @torch.inference_mode()
@@ -455,6 +462,23 @@ def final_values(
     final_obs = step.final_obs[is_cut].to(age.device)
     value = network.act(final_obs, age[index], state[index], recent[:, index])[1]
     return [(t, index, value)]
+
+
+@torch.inference_mode()
+def successor_values(
+    value: Float[Tensor, " T N"],
+    last_value: Float[Tensor, " N"],
+    cut: list[tuple[int, Tensor, Tensor]],
+) -> Float[Tensor, " T N"]:
+    """Return the value of the true successor of each step.
+
+    It is the value of the next row, except where an episode was cut: there it is one of
+    `final_values`. (Of a terminated step the value is not used.)
+    """
+    next_value = torch.cat([value[1:], last_value.unsqueeze(0)])
+    for t, index, final_value in cut:
+        next_value[t, index] = final_value
+    return next_value
 
 
 def with_advantages(

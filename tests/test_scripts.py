@@ -21,7 +21,7 @@ COMMANDS = {
     "count_invalid_samples.py": ["--help"],
     "kill_and_resume.py": ["--help"],
     "mask_ablation.py": ["--help"],
-    "memory.py": ["--seeds", "1", "--total-steps", "4096", "--out", "memory.png"],
+    "memory.py": ["--help"],
     "taxi_seeds.py": ["--help"],
     "train_games.py": ["--help"],
 }
