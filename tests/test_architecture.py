@@ -18,15 +18,16 @@ LAYERS = (
     {"vector", "optim", "episodes", "layers", "config", "checkpoint", "log", "display", "scores"},
     {"normalize", "torso", "replay", "states", "transfer", "recorded", "charts", "board", "words"},
     {"networks", "actor_mimic", "joint_replay", "evaluate", "record", "flags", "report"},
+    {"quantize"},
     {"policies", "teachers"},
     TRAINERS,
     {"runs"},
     {"experts"},
-    {"run", "fidelity"},
+    {"run", "fidelity", "export"},
     {"evaluations", "jobs"},
     {"experiment", "transfer_study"},
     {"pipeline"},
-    {"commands"},
+    {"commands", "export_command"},
     {"cli"},
 )
 

@@ -64,6 +64,8 @@ def config(**changes):
 ON_POLICY = {"draw_actions": True, "epsilon": 0.0}
 KINDS = {
     "policy": {},
+    "confidence": {"confidence_bonus": 0.1},
+    "4 bits": {"weight_bits": 4, "activation_bits": 4},
     "reverse": {"loss": "reverse", "draw_actions": True},
     "argmax": {"loss": "argmax"},
     "values": {"loss": "values"},
@@ -153,6 +155,7 @@ def test_without_the_mask_in_its_softmax_it_learns_from_what_is_invalid(monkeypa
 RESUMED = {
     **KINDS,
     "recorded": {},
+    "8 bits, kickstarting": {"weight_bits": 8, "activation_bits": 8, **KINDS["kickstarting"]},
     "several threads of a ring": {"replay_capacity": 48},
 }
 
@@ -413,6 +416,13 @@ def test_metrics_are_of_each_game():
         ({"loss": "expected_entropy", "draw_actions": True}, "epsilon"),
         ({"mask_softmax": False, "loss": "reverse"}, "`policy` only"),
         ({"epsilon": 1.5}, "epsilon is 1.5"),
+        ({"confidence_bonus": 0.1, "confidence_of": "logits"}, "unbounded"),
+        ({"confidence_of": "logits"}, "unbounded"),
+        ({"confidence_bonus": -0.1}, "not negative"),
+        ({"confidence_bonus": 0.1, "loss": "argmax"}, "`policy` with mask_softmax"),
+        ({"weight_bits": 1}, "weight_bits is 1"),
+        ({"activation_bits": 17}, "activation_bits is 17"),
+        ({"quantize_after": 1.1}, "quantize_after is 1.1"),
         ({"feature_coef": -1.0}, "feature_coef is -1"),
     ],
 )
