@@ -11,7 +11,6 @@ Dimension key: `B` batch, `A` union actions, `H` features, `G` games, `P` places
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,14 +88,6 @@ def using(layers: Sequence[Layer], weights: Sequence[Tensor]) -> Iterator[None]:
             layer.__dict__["weight"] = weight
 
 
-class Outputs(NamedTuple):
-    """What a forward pass gives."""
-
-    logits: Float[Tensor, " B A"]
-    value: Float[Tensor, " B"]
-    features: Float[Tensor, " B H"]
-
-
 class QuantizedNetwork(nn.Module):
     """An Actor-Mimic network whose weights and activations are on grids, once `quantize` says so.
 
@@ -141,8 +132,8 @@ class QuantizedNetwork(nn.Module):
         self, obs: Tensor, game: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B"]]:
         """Return logits and value; see `ActorMimicNetwork.forward`."""
-        outputs = self.run(obs, game, self.weights(), self.rounded)
-        return outputs.logits, outputs.value
+        logits, features = self.run(obs, game, self.weights(), self.rounded)
+        return logits, self.value(features, game)
 
     def scores(
         self,
@@ -151,8 +142,7 @@ class QuantizedNetwork(nn.Module):
         game: Int[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B H"]]:
         """Return logits, and the features that they are of."""
-        outputs = self.run(obs, game, self.weights(), self.rounded)
-        return outputs.logits, outputs.features
+        return self.run(obs, game, self.weights(), self.rounded)
 
     def vjp(
         self, obs: Tensor
@@ -172,16 +162,17 @@ class QuantizedNetwork(nn.Module):
         """
         self.num_observed += 1
         with torch.inference_mode(False), torch.enable_grad():
-            outputs = self.run(obs.clone(), None, self.weights(), self.observed)
+            logits, features = self.run(obs.clone(), None, self.weights(), self.observed)
+            value = self.value(features)
 
         def pullback(
             grad_logits: Tensor, grad_value: Tensor | None = None, more: Tensor | None = None
         ) -> None:  # [B, A], [B], [B, H]
-            given = [(outputs.logits, grad_logits)]
+            given = [(logits, grad_logits)]
             if grad_value is not None and self.critic_head is not None:
-                given.append((outputs.value, grad_value))
+                given.append((value, grad_value))
             if more is not None:
-                given.append((outputs.features, more))
+                given.append((features, more))
             of, gradients = zip(*given, strict=True)
             parameters = self._parameters_of_pass
             found = torch.autograd.grad(of, parameters, gradients, allow_unused=True)
@@ -191,8 +182,15 @@ class QuantizedNetwork(nn.Module):
                 else:
                     grad_of(parameter).copy_(gradient)
 
-        logits, value, features = (x.detach() for x in outputs)
-        return logits, value, features, pullback
+        return logits.detach(), value.detach(), features.detach(), pullback
+
+    def value(
+        self, features: Float[Tensor, " B H"], game: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, " B"]:
+        """Return the value of features, in float32; 0 without a value head."""
+        if self.critic_head is None:
+            return features.new_zeros(len(features))
+        return apply_head(self.critic_head, features, game).squeeze(-1)
 
     def weights(self) -> list[Tensor]:
         """Return the weights that a forward pass computes with."""
@@ -231,8 +229,8 @@ class QuantizedNetwork(nn.Module):
         game: Int[Tensor, " B"] | None,
         weights: Sequence[Tensor],
         rounded: Callable[[int, Tensor], Tensor],
-    ) -> Outputs:
-        """Return the outputs of these weights, with each place's activations as `rounded` has them.
+    ) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B H"]]:
+        """Return logits and features, of these weights and with activations as `rounded` has them.
 
         Args:
             weights: of the torso's layers and the actor's head, in order.
@@ -251,12 +249,7 @@ class QuantizedNetwork(nn.Module):
                     x = layer.forward(x)
                 x = self.torso.activation(x if norm is None else norm.forward(x))
                 x, place = rounded(place, x), place + 1
-            features = x[0]
-            logits = apply_head(self.actor_head, features, game)
-            if self.critic_head is None:
-                return Outputs(logits, features.new_zeros(len(features)), features)
-            value = apply_head(self.critic_head, features, game).squeeze(-1)
-            return Outputs(logits, value, features)
+            return apply_head(self.actor_head, x[0], game), x[0]
 
     def _range_ends(self) -> tuple[Tensor, Tensor]:  # [P], [P]
         low, high = self.activation_ranges.unbind(1)
