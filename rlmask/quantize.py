@@ -9,7 +9,8 @@ arXiv:1910.01055 (QuaRL: quantised policies, float training first).
 Dimension key: `B` batch, `A` union actions, `H` features, `G` games, `P` places of activations.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -160,9 +161,8 @@ class QuantizedNetwork(nn.Module):
 
         As of `ActorMimicNetwork.vjp_features`, but by autograd; the ranges see the activations.
         """
-        self.num_observed += 1
         with torch.inference_mode(False), torch.enable_grad():
-            logits, features = self.run(obs.clone(), None, self.weights(), self.observed)
+            logits, features = self.observe(obs.clone())
             value = self.value(features)
 
         def pullback(
@@ -205,6 +205,11 @@ class QuantizedNetwork(nn.Module):
             return None
         low, high = self._range_ends()
         return [grid_of(*ends, bits) for ends in zip(low, high, strict=True)]
+
+    def observe(self, obs: Tensor) -> tuple[Float[Tensor, " B A"], Float[Tensor, " B H"]]:
+        """Add the activations of a batch, rows in turn, to the ranges; return logits, features."""
+        self.num_observed += 1
+        return self.run(obs, None, self.weights(), self.observed)
 
     def rounded(self, place: int, x: Tensor) -> Tensor:
         """Return activations on the grid of their place."""
@@ -254,6 +259,26 @@ class QuantizedNetwork(nn.Module):
     def _range_ends(self) -> tuple[Tensor, Tensor]:  # [P], [P]
         low, high = self.activation_ranges.unbind(1)
         return low, torch.maximum(high, low + LEAST)
+
+
+@torch.no_grad()
+def quantized(
+    network: ActorMimicNetwork,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    batches: Iterable[Tensor],
+) -> QuantizedNetwork:
+    """Return a copy of a trained network on grids, without any training there.
+
+    Args:
+        batches: of observations, rows of the games in turn, for the ranges of the activations: the
+            mean of the least and of the highest of each batch.
+    """
+    student = QuantizedNetwork(copy.deepcopy(network), weight_bits, activation_bits)
+    for obs in batches:
+        student.observe(obs)
+    student.quantize(True)
+    return student
 
 
 def convolved(

@@ -10,6 +10,7 @@ from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.ops import fake_quant
 from rlmask.optim import FlatAdam
 from rlmask.quantize import QuantizedNetwork, layers_of, quantized_weight, weight_steps
+from rlmask.quantize import quantized as quantized_after
 from rlmask.types import ActionSpec, ObsSpec
 
 NUM_GAMES, ROWS, ACTIONS = 3, 12, 5
@@ -183,3 +184,15 @@ def test_a_dead_unit_does_no_harm():
     student.quantize(True)
     outputs, found = gradients(student, draw(VECTOR))
     assert all(x.isfinite().all() for x in (*outputs, *found.values()))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=IDS)
+def test_a_trained_network_is_put_on_grids_nearer_with_more_bits(spec):
+    network, batches = make(spec), [draw(spec, rows=60, seed=seed) for seed in range(3)]
+    before = copy.deepcopy(network.state_dict())
+    obs, errors = draw(spec, rows=60, seed=9), []
+    for bits in (2, 4, 8, 12):
+        student = quantized_after(network, bits, bits, batches)
+        errors.append((student(obs)[0] - network(obs)[0]).square().mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[3] < 1e-3 * errors[0]
+    assert all(torch.equal(before[k], x) for k, x in network.state_dict().items())
