@@ -286,6 +286,37 @@ def test_a_gradient_step_is_that_of_the_sum_of_the_losses(parts):
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("of", ["log_probs", "probs"])
+def test_the_bonus_makes_a_student_surer_than_its_teacher(of):
+    """The loss and its gradient, against autograd and the definition."""
+    settings = config(confidence_bonus=0.2, confidence_of=of)
+    states, temperatures = labelled(settings), torch.tensor([0.7, 1.3])
+    logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    terms = distill.loss_of(settings, logits, states, temperatures)
+    tau, mask = temperatures.repeat(8).unsqueeze(-1), states.action_mask
+    e = ops.masked_softmax(states.scores / tau, mask)
+    entropy = ops.masked_entropy(ops.masked_log_softmax(states.scores / tau, mask), mask)
+    loss = ops.confident_cross_entropy(logits, e, mask, 0.2, of) - entropy
+    torch.testing.assert_close(terms.loss, loss.detach())
+    torch.testing.assert_close(terms.grad, torch.autograd.grad(loss.sum(), logits)[0])
+
+
+@pytest.mark.parametrize(("after", "first"), [(0.0, 0), (0.5, 2), (0.6, 3), (1.0, 4)])
+def test_a_student_is_quantised_when_it_is_time(after, first):
+    """Of four updates; what is trained before is the float student, to rounding."""
+    settings = config(total_steps=64 * 4, weight_bits=2, quantize_after=after)
+    with closing(envs_of(settings)) as envs:
+        state = distill.initial_state(settings, load_teachers(settings), envs, CPU)
+    assert state.network.is_quantized == (first == 0)
+    alone = dataclasses.replace(settings, weight_bits=None)
+    floats = distill.train(alone, load_teachers(alone))
+    for update in distill.train(settings, load_teachers(settings)):
+        weights, plain = update.capture()["network"], next(floats).capture()["network"]
+        assert weights["is_quantized"] == (update.update >= first)
+        if update.update <= first:
+            torch.testing.assert_close({k: weights[k] for k in plain}, dict(plain))
+
+
 def featured(settings, game, size):
     """A teacher of one game with so many features."""
     return dataclasses.replace(load_teachers(settings)[game], num_features=size)
