@@ -108,9 +108,9 @@ def grid_of(min: Tensor, max: Tensor, num_bits: int, narrow_range: bool = False)
 def steps_on_grid(x: Tensor, grid: Grid) -> Tensor:
     """Return by how many steps of the grid the number nearest to x is away from 0; ties up."""
     low, high, scale = (end.to(x.dtype) for end in grid)
-    inverse = 1 / scale
-    zero = torch.floor(-low * inverse + 0.5)
-    return torch.floor((x.clamp(low, high) - low) * inverse - zero + 0.5)
+    zero = torch.floor(-low / scale + 0.5)
+    # no product with 1 / scale, which rounds some ties down
+    return torch.floor((x.clamp(low, high) - low) / scale - zero + 0.5)
 
 
 class _FakeQuant(torch.autograd.Function):

@@ -1,4 +1,8 @@
-"""Straight-through steps, against formulae written out in numpy."""
+"""Straight-through steps, against formulae written out in numpy.
+
+`in_numpy` gave what `fake_quant_with_min_max_vars` of TensorFlow 2.21 gives on the CPU, to the last
+bit, values and gradients, for all of RANGES and the numbers below.
+"""
 
 import numpy as np
 import pytest
@@ -44,9 +48,8 @@ def nudged(low, high, bits, narrow):
 
 def in_numpy(x, grad, low, high, bits, narrow):
     lo, hi, scale = nudged(low, high, bits, narrow)
-    inverse = F(1) / scale
-    zero = np.floor(-lo * inverse + F(0.5))
-    y = np.floor((np.minimum(np.maximum(x, lo), hi) - lo) * inverse - zero + F(0.5)) * scale
+    zero = np.floor(-lo / scale + F(0.5))
+    y = np.floor((np.minimum(np.maximum(x, lo), hi) - lo) / scale - zero + F(0.5)) * scale
     within = (x >= lo) & (x <= hi)
     return y, np.where(within, grad, 0), grad[x < lo].sum(), grad[x > hi].sum()
 
@@ -68,8 +71,8 @@ def test_it_is_bit_for_bit_what_the_formulae_say(bounds):
     middle, half = (low + high) / 2, (high - low) / 2
     x = (middle + 1.3 * half * rng.standard_normal(100_000)).astype(F)
     lo, hi, scale = nudged(low, high, bits, narrow)
-    ties = (np.arange(-4, 5) * F(0.5)).astype(F) * scale
-    x[:12] = [lo, hi, low, *ties]
+    x[:3] = lo, hi, low
+    x[3:93] = (np.arange(-40, 50) * F(0.5)).astype(F) * scale  # every second a tie
     grad = rng.integers(-8, 9, len(x)).astype(F) / 8  # whose sums are exact in any order
     y, *gradients = with_gradients(x, low, high, bits, narrow, grad)
     expected = in_numpy(x, grad, low, high, bits, narrow)
