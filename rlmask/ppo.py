@@ -45,6 +45,7 @@ from rlmask.ops import (
 )
 from rlmask.optim import FlatAdam
 from rlmask.policies import actor_policy
+from rlmask.set_network import SetActorCritic
 from rlmask.torso import Activation
 from rlmask.transfer import Initial
 from rlmask.turns import shuffled_in_turn
@@ -137,6 +138,10 @@ class PPOConfig:
     """After each fully connected layer."""
     shared_torso: bool = False
     """Policy and value share all layers but the last."""
+    encoder: Literal["layers", "set"] = "layers"
+    """set: attention among entities, one for each action, of which observations are rows."""
+    attention_heads: int = 4
+    """Of the encoder `set`, whose blocks are as many and as wide as hidden_sizes."""
     game_stems: bool = False
     """Each of several games has a first layer of its own (needs shared_torso)."""
     game_heads: bool = False
@@ -366,6 +371,15 @@ def make_network(
     """Return the network that a config describes, for an observation and an action spec."""
     num_games = len(config.all_games)
     with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
+        if config.encoder == "set":
+            return SetActorCritic(
+                obs,
+                action,
+                width=config.hidden_sizes[0],
+                num_blocks=len(config.hidden_sizes),
+                num_heads=config.attention_heads,
+                generator=generator,
+            )
         if num_games > 1 and config.shared_torso:
             return ActorMimicNetwork(
                 obs,

@@ -124,3 +124,8 @@ __all__ = [
     "values_of",
     "values_of_gradient",
 ]
+
+
+def masked_sum_pool(x, mask):
+    """tmp"""
+    return x.masked_fill(~mask.unsqueeze(-1), 0.0).sum(-2)
