@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from rlmask.types import Episode, Policy
+from rlmask.types import Episode, Policy, forget
 from rlmask.vector import EnvError, VectorEnv
 
 
@@ -57,10 +57,12 @@ def evaluate(
     ended: list[list[Episode]] = [[] for _ in range(envs.num_envs)]
     running = torch.zeros(envs.num_envs, dtype=torch.int64)  # steps since the last end
     obs, action_mask = envs.reset()
+    forget(policy)
     while any(len(e) < s for e, s in zip(ended, share, strict=True)):
         seen: Tensor = action_mask if use_mask else torch.ones_like(action_mask)
         step = envs.step(policy(obs, seen))
         obs, action_mask = step.obs, step.action_mask
+        forget(policy, step.ended)
         for index, episode in zip(step.ended.tolist(), step.episodes, strict=True):
             if len(ended[index]) < share[index]:
                 ended[index].append(episode)

@@ -130,7 +130,8 @@ class Experiment:
         settings = {**read_yaml(Path(expert)), **self.config.expert_settings, **own}
         if "games" in settings:
             raise ConfigError(f"{expert} has several games; an expert has one")
-        parse_config(settings, expert)
+        if parse_config(settings, expert).algo == "recurrent_ppo":
+            raise ConfigError(f"{expert}: a policy that remembers scores no single state; use ppo")
         return Job(name=name, run_dir=self.directory / "experts" / name, settings=settings)
 
     @property

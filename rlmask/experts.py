@@ -86,6 +86,11 @@ def initial_of(config: RunConfig) -> Initial:
     if config.algo == "distill":
         raise TransferError("init_from is for ppo, dqn and pqn; a student begins with its teachers")
     source, state = read_run(Path(config.options.init_from))
+    if "recurrent_ppo" in (config.algo, source.algo):
+        raise TransferError(
+            "init_from does not take weights of recurrent_ppo, nor give it any: its layers are no "
+            "other network's. Set init_from to a run of ppo, dqn, pqn or distill, for one of these"
+        )
     return partial(
         initial_weights,
         state["network"],
@@ -153,6 +158,11 @@ def from_run(
         TeacherError: if it was trained on something else.
     """
     config, state = read_run(run_dir)
+    if config.algo == "recurrent_ppo":
+        raise TeacherError(
+            f"teacher {run_dir} is a run of recurrent_ppo, whose scores depend on what the episode "
+            "has shown before; a teacher scores states one by one. Train one by ppo, dqn or pqn"
+        )
     seen, action = captured_specs(state)
     place = place_of(game, config, run_dir)
     action_ids = config.settings.all_games[place].action_ids

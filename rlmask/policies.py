@@ -12,6 +12,7 @@ from torch import Tensor
 from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.networks import ActorCritic, QNetwork
 from rlmask.ops import masked_argmax, masked_epsilon_greedy, masked_inverse_cdf, split_parts
+from rlmask.recurrent_network import RecurrentActorCritic
 from rlmask.types import Policy
 
 
@@ -33,16 +34,82 @@ def actor_policy(
 
     @torch.inference_mode()
     def policy(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
-        logits = split_parts(network(as_known(obs, dtype).to(device))[0], nvec)
-        mask = split_parts(action_mask.to(device), nvec)
-        if greedy:
-            action = masked_argmax(logits, mask)
-        else:  # drawn on the CPU, where the generator is
-            uniform = torch.rand(mask.shape[:-1], generator=generator).to(device)
-            action, _ = masked_inverse_cdf(logits, mask, uniform)
-        return action.to(obs.device)
+        logits = network(as_known(obs, dtype).to(device))[0]
+        return choose(logits, action_mask.to(device), nvec, greedy, generator).to(obs.device)
 
     return policy
+
+
+class RecurrentPolicy:
+    """A policy that remembers what each row has shown since `forget`.
+
+    Row i has to be of the same env at every call. Where an episode begins, `rlmask.types.forget`
+    says so; as everything here that plays with policies does. Another number of rows begins anew.
+
+    Args:
+        network: whose weights do not change while an episode is played.
+        greedy: takes the best valid action, or draws from the softmax over them.
+        generator: of the draws (CPU).
+    """
+
+    def __init__(
+        self,
+        network: RecurrentActorCritic,
+        *,
+        greedy: bool,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._network, self._greedy, self._generator = network, greedy, generator
+        self._device = next(network.parameters()).device
+        self.forget()
+
+    @torch.inference_mode()
+    def __call__(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
+        """Return one valid action a row.
+
+        Raises:
+            TypeError: if observations are of another kind of number.
+        """
+        network = self._network
+        if len(obs) != len(self._age):
+            self._begin(len(obs))
+        seen = as_known(obs, network.obs_spec.torch_dtype).to(self._device)
+        logits, _, self._state, self._recent = network.act(
+            seen, self._age, self._state, self._recent
+        )
+        self._age = self._age + 1
+        nvec = network.action_spec.nvec
+        action = choose(logits, action_mask.to(self._device), nvec, self._greedy, self._generator)
+        return action.to(obs.device)
+
+    def forget(self, rows: Int[Tensor, " E"] | None = None) -> None:
+        """Remember nothing of these rows; None: of any."""
+        if rows is None:
+            self._begin(0)
+        elif len(rows):
+            self._age = self._age.index_fill(0, rows.to(self._device), 0)
+
+    @torch.inference_mode()
+    def _begin(self, num_rows: int) -> None:
+        nothing = self._network.nothing(num_rows)
+        self._state, self._age = nothing.state, nothing.age
+        self._recent = self._network.encode(nothing.history)
+
+
+def choose(
+    logits: Tensor,
+    action_mask: Bool[Tensor, " B A"],
+    nvec: tuple[int, ...],
+    greedy: bool,
+    generator: torch.Generator | None,
+) -> Int[Tensor, " B *parts"]:
+    """Return the best valid action of each row, or one drawn from the softmax over them."""
+    scores, mask = split_parts(logits, nvec), split_parts(action_mask, nvec)
+    if greedy:
+        return masked_argmax(scores, mask)
+    # drawn on the CPU, where the generator is
+    uniform = torch.rand(mask.shape[:-1], generator=generator).to(scores.device)
+    return masked_inverse_cdf(scores, mask, uniform)[0]
 
 
 def q_policy(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rlmask.types import Policy
+from rlmask.types import Policy, forget
 from rlmask.vector import Game, MaskedEnv, game_names, join, short_names
 from rlmask.vector.spaces import explain_make
 from rlmask.vector.vectorize import mask_tensor, obs_tensor
@@ -86,6 +86,7 @@ def play(envs: list[MaskedEnv], policy: Policy) -> list[list[float]]:
     An env that is done keeps its last row, of which the policy's action is not taken.
     """
     seen = [env.reset() for env in envs]
+    forget(policy)
     returns = [[0.0] for _ in envs]
     running = set(range(len(envs)))
     for _ in range(MAX_FRAMES - 1):

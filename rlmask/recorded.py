@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlmask.checkpoint import replace_synced
 from rlmask.config import to_settings
-from rlmask.types import Policy
+from rlmask.types import Policy, forget
 from rlmask.vector import Game, Vectorization, make_vector
 
 FORMAT_VERSION = "1"
@@ -57,10 +57,12 @@ def record_states(
     seen: list[tuple[Tensor, Tensor]] = []
     with closing(envs):
         obs, mask = envs.reset()
+        forget(policy)
         for _ in range(-(-num_states // ENVS_PER_GAME)):
             seen.append((obs, mask))
             step = envs.step(policy(obs, mask))
             obs, mask = step.obs, step.action_mask
+            forget(policy, step.ended)
     all_obs, masks = (torch.cat(rows) for rows in zip(*seen, strict=True))
     metadata = {
         "format_version": FORMAT_VERSION,

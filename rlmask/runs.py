@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from rlmask import checkpoint, distill, dqn, ppo, pqn
+from rlmask import checkpoint, distill, dqn, ppo, pqn, recurrent_ppo
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
 from rlmask.log import versions
@@ -46,6 +46,13 @@ ALGORITHMS = {
     "ppo": Algorithm(ppo.PPOConfig, ppo.train, ppo.make_network, ppo.load_policy, ppo.load_network),
     "dqn": Algorithm(dqn.DQNConfig, dqn.train, dqn.make_network, dqn.load_policy, dqn.load_network),
     "pqn": Algorithm(pqn.PQNConfig, pqn.train, pqn.make_network, pqn.load_policy, pqn.load_network),
+    "recurrent_ppo": Algorithm(
+        recurrent_ppo.RecurrentPPOConfig,
+        recurrent_ppo.train,
+        recurrent_ppo.make_network,
+        recurrent_ppo.load_policy,
+        recurrent_ppo.load_network,
+    ),
     "distill": Algorithm(
         distill.DistillConfig,
         distill.train,

@@ -119,8 +119,27 @@ class Policy(Protocol):
     """Anything that chooses actions: a trained network, a teacher, a script, a random policy."""
 
     def __call__(self, obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
-        """Return one valid action a row."""
+        """Return one valid action a row; see `forget` for one that remembers earlier calls."""
         ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A policy that remembers the episode that each of its rows plays, until it is told."""
+
+    def forget(self, rows: Int[Tensor, " E"] | None = None) -> None:
+        """Remember nothing of these rows; None: of any."""
+        ...
+
+
+def forget(policy: Policy, rows: Int[Tensor, " E"] | None = None) -> None:
+    """Tell a policy that an episode begins in these rows, in all if None.
+
+    Whoever plays with a policy does so at the start, and wherever an episode ended. Nothing happens
+    to a policy that remembers nothing.
+    """
+    if isinstance(policy, Forgetful):
+        policy.forget(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ GAMES = {  # name -> seed, random steps, keyword arguments
     "Othello": (0, 14, {}),
     "CVRP": (0, 30, {"num_customers": 50}),
     "JobShop": (0, 55, {}),
+    "TMaze": (1, 30, {}),
 }
 
 
@@ -48,11 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/games.png")
     arguments = parser.parse_args()
-    figure, axes = plt.subplots(2, 5, figsize=(15, 6.6), layout="constrained")
-    for axis, name in zip(axes.flat, GAMES, strict=True):
+    figure, axes = plt.subplots(2, 6, figsize=(18, 6.6), layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, GAMES, strict=False):  # the last place stays empty
         axis.imshow(frame(name), interpolation="antialiased")
         axis.set_title(name)
-        axis.axis("off")
     figure.savefig(arguments.out, dpi=90)
 
 

@@ -38,11 +38,13 @@ SETTINGS = {
     "dqn": "--total-steps 8192 --phases-per-update 64 --eval-period 4 "
     "--replay-capacity 3000 --prioritized",
     "pqn": "--total-steps 65536 --num-envs 16 --num-steps 64 --eval-period 8",
+    "recurrent_ppo": "--total-steps 12288 --num-envs 16 --num-steps 32 --eval-period 8",
 }
+NAMES = {"recurrent_ppo": "tmaze_attention.yaml"}  # of configs; of the others, taxi.yaml
 
 
 def start_command(algo: str, run_dir: Path) -> list[str]:
-    config = CONFIGS / algo / "taxi.yaml"
+    config = CONFIGS / algo / NAMES.get(algo, "taxi.yaml")
     flags = [*COMMON.split(), *SETTINGS[algo].split()]
     return [*rlmask("train"), str(config), *flags, "--run-dir", str(run_dir)]
 

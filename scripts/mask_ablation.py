@@ -127,7 +127,7 @@ def main() -> None:
         UNMASKED, lambda **kwargs: WithoutMask(gym.make(MASKED, disable_env_checker=True, **kwargs))
     )
     run = runs.parse_config(read_yaml(arguments.config), str(arguments.config))
-    _, train, _ = runs.ALGORITHMS[run.algo]
+    train = runs.ALGORITHMS[run.algo].train
     curves: dict[str, list[Curve]] = {MASKED: [], UNMASKED: []}
     for seed in range(arguments.seeds):
         settings = replace(run.settings, seed=seed, total_steps=arguments.max_steps)

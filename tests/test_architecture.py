@@ -9,15 +9,35 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rlmask").rglob("*.py"))
 GAME_FILES = sorted((ROOT / "envs").rglob("*.py"))
-TRAINERS = {"ppo", "dqn", "pqn", "distill"}
+TRAINERS = {"ppo", "recurrent_ppo", "dqn", "pqn", "distill"}
 
 # A module imports from lower layers only, and from its own package.
 LAYERS = (
     {"ops"},
-    {"types", "kernels", "turns"},
+    {"types", "kernels", "turns", "recurrent"},
     {"vector", "optim", "episodes", "layers", "config", "checkpoint", "log", "display", "scores"},
-    {"normalize", "torso", "replay", "states", "transfer", "recorded", "charts", "board", "words"},
-    {"networks", "actor_mimic", "joint_replay", "evaluate", "record", "flags", "report"},
+    {
+        "normalize",
+        "torso",
+        "replay",
+        "states",
+        "transfer",
+        "recorded",
+        "charts",
+        "board",
+        "words",
+        "attention",
+    },
+    {
+        "networks",
+        "recurrent_network",
+        "actor_mimic",
+        "joint_replay",
+        "evaluate",
+        "record",
+        "flags",
+        "report",
+    },
     {"policies", "teachers"},
     TRAINERS,
     {"runs"},
@@ -33,6 +53,7 @@ LAYERS = (
 MAX_LINES = 350
 LONG_FILES = {
     "ppo.py": "an algorithm is one file, read from top to bottom",
+    "recurrent_ppo.py": "an algorithm is one file, read from top to bottom",
     "dqn.py": "an algorithm is one file, read from top to bottom",
     "pqn.py": "an algorithm is one file, read from top to bottom",
     "distill.py": "an algorithm is one file, read from top to bottom",

@@ -132,6 +132,22 @@ def test_the_policy_sees_the_masks_and_its_actions_are_taken():
     assert torch.stack(policy.obs).tolist() == [[0, 0], [0, 1]]
 
 
+def test_a_policy_that_remembers_is_told_where_episodes_begin():
+    told = []
+
+    class Remembers(Script):
+        def __call__(self, obs, action_mask):
+            told.append("act")
+            return super().__call__(obs, action_mask)
+
+        def forget(self, rows=None):
+            told.append(None if rows is None else rows.tolist())
+
+    evaluate(Remembers(), Scripted(2), 4)
+    # env 0 ends at every step, env 1 at every second one
+    assert told == [None, "act", [0], "act", [0, 1], "act", [0], "act", [0, 1]]
+
+
 def test_without_the_mask_the_policy_sees_that_all_is_valid():
     policy = Script()
     evaluate(policy, Scripted(2), 2, use_mask=False)

@@ -186,6 +186,13 @@ def test_what_does_not_hold_is_named(tmp_path, monkeypatch, changes, said):
         Experiment(read_experiment(type(tmp_path)("small.yaml")), tmp_path / "out")
 
 
+def test_an_expert_scores_single_states(tmp_path):
+    path = experiment(tmp_path)
+    write(tmp_path / "expert.yaml", {"algo": "recurrent_ppo", "num_minibatches": 1, "num_envs": 4})
+    with pytest.raises(ConfigError, match="a policy that remembers scores no single state"):
+        Experiment(read_experiment(path), tmp_path / "out")
+
+
 def test_an_expert_has_one_game(tmp_path):
     path = experiment(tmp_path)
     write(tmp_path / "expert.yaml", {**EXPERT, "games": GAMES})

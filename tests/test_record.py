@@ -96,6 +96,39 @@ def test_recorded_states_are_read_back(tmp_path, vectorization):
     assert mask.any(-1).all()
 
 
+class Remembers:
+    """A random policy that counts how often it acted in each row since it was told to forget."""
+
+    def __init__(self):
+        self.policy, self.ages, self.told = random_policy(0), None, 0
+
+    def __call__(self, obs, action_mask):
+        self.ages = torch.zeros(len(obs)) if self.ages is None else self.ages + 1
+        self.told += 1
+        return self.policy(obs, action_mask)
+
+    def forget(self, rows=None):
+        if rows is None:
+            self.ages = None
+        else:
+            self.ages[rows] = -1
+
+
+def test_a_policy_that_remembers_forgets_where_episodes_end(tmp_path):
+    games = (Game(env_id=playing.env_id("TMaze"), env_kwargs={"corridor_length": 3}),)
+    policy = Remembers()
+    policy.ages = torch.full((16,), 1000.0)
+    path = tmp_path / "seen.safetensors"
+    record_states(games, None, policy, path, num_states=16 * 40, seed=0, vectorization="native")
+    obs, _ = read_states(path, games)
+    starts = obs.view(40, 16, -1)[..., 0]  # 1 at the start of the corridor
+    assert policy.told == 40 and 0 <= policy.ages.max() < 40
+    assert (starts[-1][policy.ages == 0] == 1).all() and (policy.ages == 0).any()
+    policy.ages = torch.full((1,), 1000.0)
+    record_video(games, None, policy, tmp_path / "one.gif", seed=1)
+    assert policy.ages.max() < 200
+
+
 def test_files_that_are_no_recorded_states_are_named(tmp_path):
     path = tmp_path / "states.safetensors"
     with pytest.raises(RecordedError, match="cannot be read"):

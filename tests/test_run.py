@@ -27,6 +27,7 @@ from rlmask.log import read_metrics
 from rlmask.ppo import PPOConfig
 from rlmask.ppo import train as train_ppo
 from rlmask.pqn import PQNConfig
+from rlmask.recurrent_ppo import RecurrentPPOConfig
 from rlmask.run import Interrupted
 from rlmask.runs import RunConfig, RunError, RunExistsError, RunOptions
 from rlmask.types import Chunk, Update
@@ -82,6 +83,20 @@ RUNS = {
         num_envs=2,
         num_steps=32,
         hidden_sizes=(8, 8),
+        total_steps=UPDATES * BATCH,
+        device="cpu",
+    ),
+    "recurrent": RecurrentPPOConfig(
+        env=env_id("Counter"),
+        num_envs=2,
+        num_steps=32,
+        num_minibatches=2,
+        hidden_sizes=(8,),
+        cell="lstm",
+        recurrent_size=8,
+        attention="bahdanau",
+        memory_length=4,
+        normalize_obs=True,
         total_steps=UPDATES * BATCH,
         device="cpu",
     ),

@@ -21,6 +21,7 @@ COMMANDS = {
     "count_invalid_samples.py": ["--help"],
     "kill_and_resume.py": ["--help"],
     "mask_ablation.py": ["--help"],
+    "memory.py": ["--help"],
     "taxi_seeds.py": ["--help"],
     "train_games.py": ["--help"],
 }

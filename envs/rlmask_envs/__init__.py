@@ -38,6 +38,7 @@ register("rlmask/ConnectFour-v0", "rlmask_envs.connect_four")
 register("rlmask/Othello-v0", "rlmask_envs.othello")
 register("rlmask/CVRP-v0", "rlmask_envs.cvrp")
 register("rlmask/JobShop-v0", "rlmask_envs.job_shop")
+register("rlmask/TMaze-v0", "rlmask_envs.tmaze", 200)
 
 # games of other packages, which are imported when one is made
 for _name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):

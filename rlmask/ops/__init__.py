@@ -1,5 +1,13 @@
 """Pure tensor functions: masked distributions, returns, losses, schedules."""
 
+from rlmask.ops.attention import (
+    attend,
+    attention_weights,
+    hard_attention_weights,
+    length_mask,
+    masked_mean_pool,
+    only_existing,
+)
 from rlmask.ops.checks import (
     EmptyMaskError,
     InvalidActionError,
@@ -74,6 +82,8 @@ __all__ = [
     "action_gap",
     "approximate_kl",
     "argmax_regression_loss",
+    "attend",
+    "attention_weights",
     "auto_temperature",
     "boltzmann",
     "bootstrap_mask",
@@ -91,10 +101,12 @@ __all__ = [
     "explained_variance",
     "feature_regression_loss",
     "generalized_advantage_estimation",
+    "hard_attention_weights",
     "huber_loss",
     "invalid_mass",
     "join_parts",
     "lambda_return",
+    "length_mask",
     "linear_schedule",
     "masked_argmax",
     "masked_entropy",
@@ -105,10 +117,12 @@ __all__ = [
     "masked_log_softmax",
     "masked_max",
     "masked_mean",
+    "masked_mean_pool",
     "masked_ppo_loss",
     "masked_sample",
     "masked_softmax",
     "n_step_return",
+    "only_existing",
     "policy_regression_loss",
     "ppo_metrics",
     "project_categorical",

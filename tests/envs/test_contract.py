@@ -39,6 +39,7 @@ SMALL = {  # other sizes, in which episodes end sooner
     "Othello": {"opponent": "heuristic", "seat": "second"},
     "Snake": {"height": 4, "width": 5},
     "Sokoban": {"height": 6, "width": 7, "num_boxes": 1},
+    "TMaze": {"num_doors": 2, "corridor_length": 3},
     "Tetris": {"height": 8, "width": 6},
 }
 
@@ -53,7 +54,7 @@ def module_of(name):
 
 
 def test_the_games_are_there():
-    others = {"CVRP", "ConnectFour", "JobShop", "Minesweeper", "Othello"}
+    others = {"CVRP", "ConnectFour", "JobShop", "Minesweeper", "Othello", "TMaze"}
     assert set(GAMES) == set(SMALL) == {*SUITE, *others}
 
 
