@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from rlmask.attention import MultiHeadSelfAttention
 from rlmask.layers import SQRT_2, grad_of, head
-from rlmask.ops import masked_sum_pool
+from rlmask.ops import length_mask, masked_mean_pool, only_existing
 from rlmask.torso import NetworkError
 from rlmask.types import ActionSpec, ObsSpec
+
+ROWS = 128
 
 
 class SetActorCritic(nn.Module):
@@ -84,22 +86,42 @@ class SetActorCritic(nn.Module):
     def outputs(
         self, obs: Float[Tensor, " B obs"]
     ) -> tuple[Float[Tensor, " B E"], Float[Tensor, " B"], Float[Tensor, " B H"]]:
-        """Return logits, value, and the features of the whole set."""
+        """Return logits (0 of what is not there), value, and the features of the whole set.
+
+        On a CPU some rows at a time, of about as many entities each, so that little is computed for
+        padding, and what is computed stays in the cache.
+        """
         num_entities = self.action_spec.num_actions
-        rows, common = obs.split(
-            (num_entities * self.num_features, obs.shape[1] - num_entities * self.num_features), 1
-        )
-        entities = rows.unflatten(1, (num_entities, self.num_features))  # [B, E, F]
-        is_there = entities[..., 0] > 0
+        size = num_entities * self.num_features
+        rows, common = obs.split((size, obs.shape[1] - size), 1)
         shared = common.unsqueeze(1).expand(-1, num_entities, -1)
-        x = self.embed(torch.cat((entities, shared), -1))
+        entities = torch.cat((rows.unflatten(1, (num_entities, -1)), shared), -1)
+        is_there = entities[..., 0] > 0
+        count = is_there.sum(-1)
+        place = is_there.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        order = count.argsort()
+        outputs = []
+        for some in order.split(ROWS if obs.is_cpu else len(order)):
+            own_count, longest = count[some], int(count[some[-1]])
+            own_place = place[some, :longest]
+            own = entities[some.unsqueeze(-1), own_place]
+            score, *others = self._outputs(own, length_mask(own_count, longest))
+            logits = score.new_zeros(len(some), num_entities).scatter(1, own_place, score)
+            outputs.append((logits, *others))
+        back = order.argsort()
+        logits, value, features = (
+            torch.cat(parts).index_select(0, back) for parts in zip(*outputs, strict=True)
+        )
+        return logits, value, features
+
+    def _outputs(self, entities: Tensor, is_there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.embed(entities)
         for block in self.blocks:
             x = block(x, is_there)
         x = self.norm(x)
-        total = masked_sum_pool(x, is_there)
-        mean = total / is_there.sum(-1, keepdim=True).clamp(min=1)
+        mean = masked_mean_pool(x, is_there, "zero")
         hidden = torch.relu(self.own(x) + self.common(mean).unsqueeze(1))
-        value = masked_sum_pool(self.value(hidden), is_there).squeeze(-1)
+        value = only_existing(self.value(hidden), is_there).sum((1, 2))
         return self.score(hidden).squeeze(-1), value, mean
 
     def vjp(

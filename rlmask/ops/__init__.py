@@ -139,7 +139,3 @@ __all__ = [
     "values_of_gradient",
 ]
 
-
-def masked_sum_pool(x, mask):
-    """tmp"""
-    return x.masked_fill(~mask.unsqueeze(-1), 0.0).sum(-2)
