@@ -139,9 +139,10 @@ class PPOConfig:
     shared_torso: bool = False
     """Policy and value share all layers but the last."""
     encoder: Literal["layers", "set"] = "layers"
-    """set: attention among entities, one for each action, of which observations are rows."""
-    attention_heads: int = 4
-    """Of the encoder `set`, whose blocks are as many and as wide as hidden_sizes."""
+    """set: observations are rows, one for each action; hidden_sizes are blocks of attention among
+    them, and the policy fits any number of rows (`rlmask.set_network`)."""
+    num_heads: int = 4
+    """Of the attention of the encoder `set`."""
     game_stems: bool = False
     """Each of several games has a first layer of its own (needs shared_torso)."""
     game_heads: bool = False
@@ -182,10 +183,25 @@ class PPOConfig:
             raise ValueError("popart and normalize_reward do the same: choose one")
         if self.popart and num_games > 1 and not self.shared_torso:
             raise ValueError("popart on several games needs shared_torso: true")
+        if self.encoder == "set":
+            self._check_set()
         check_unit_interval(self, "gamma", "gae_lambda")
         check_positive(self, "learning_rate", "clip_range", "value_clip_range")
         check_positive(self, "max_grad_norm", "target_kl")
         check_finite(self, "learning_rate", "entropy_coef", "value_coef")
+
+    def _check_set(self) -> None:
+        other = ("conv_filters", "normalize_obs", "popart", "shared_torso", "game_stems")
+        given = [name for name in (*other, "game_heads") if getattr(self, name)]
+        if given or len(self.all_games) > 1:
+            what = given[0] if given else "games"
+            raise ValueError(f"encoder: set is for one game, and has no use for {what}")
+        width = self.hidden_sizes[0]
+        if set(self.hidden_sizes) != {width} or self.num_heads < 1 or width % self.num_heads:
+            raise ValueError(
+                f"hidden_sizes is {self.hidden_sizes}: with encoder: set all blocks are of one "
+                f"width, a multiple of num_heads = {self.num_heads}"
+            )
 
     @property
     def steps_per_update(self) -> int:
@@ -377,7 +393,7 @@ def make_network(
                 action,
                 width=config.hidden_sizes[0],
                 num_blocks=len(config.hidden_sizes),
-                num_heads=config.attention_heads,
+                num_heads=config.num_heads,
                 generator=generator,
             )
         if num_games > 1 and config.shared_torso:
