@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from rlmask import __version__, commands, run, runs
+from rlmask import __version__, commands, export_command, run, runs
 from rlmask.checkpoint import CheckpointError
 from rlmask.config import ConfigError, suggest
 from rlmask.display import writing
+from rlmask.export import ExportError
 from rlmask.jobs import JobError
 from rlmask.networks import DeviceError
 from rlmask.ops import EmptyMaskError, InvalidActionError
@@ -37,6 +38,7 @@ rlmask: reinforcement learning where not every action is valid in every state
                              experts of several games into one policy, with a report
   rlmask transfer RUN CONFIG.yaml
                              a new game from a student's weights, against random ones
+  rlmask export RUN          its policy as one file (ONNX, or PyTorch's .pt2), masks included
   rlmask check-env ID        test whether an env keeps the mask contract
   rlmask envs                list the envs that have discrete actions, and their masks
 
@@ -50,6 +52,7 @@ EXPECTED_ERRORS = (
     DeviceError,
     EmptyMaskError,
     EnvError,
+    ExportError,
     FloatingPointError,
     InvalidActionError,
     JobError,
@@ -112,6 +115,7 @@ COMMANDS = {
     "record": commands.record,
     "distill": commands.distill,
     "transfer": commands.transfer,
+    "export": export_command.export,
     "check-env": commands.check,
     "envs": commands.envs,
 }

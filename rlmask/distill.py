@@ -37,11 +37,15 @@ from rlmask.layers import linear_pullback
 from rlmask.networks import choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
+    BITS,
+    Confidence,
     DistillTerms,
     PPOTerms,
     action_gap,
     argmax_regression_loss,
     auto_temperature,
+    check_confidence,
+    confidence_bonus,
     debugging,
     expected_entropy_loss,
     feature_regression_loss,
@@ -60,6 +64,7 @@ from rlmask.ops import (
 )
 from rlmask.optim import FlatAdam
 from rlmask.policies import actor_policy
+from rlmask.quantize import QuantizedNetwork
 from rlmask.recorded import read_states
 from rlmask.states import Labelled, StateBuffer
 from rlmask.teachers import Teacher, TeacherError, label
@@ -86,6 +91,8 @@ from rlmask.vector import (
     game_names,
     games_of,
 )
+
+Student = ActorMimicNetwork | QuantizedNetwork
 
 CALIBRATION_STEPS = 200  # of each env, to see the action gaps of teachers
 LABEL_ROWS = 4096  # of recorded states that teachers see at once
@@ -137,6 +144,10 @@ class DistillConfig:
     quarter of the median gap between the best and the second, game by game."""
     mask_softmax: bool = True
     """False: learn through the softmax over all actions, to see what the mask is good for."""
+    confidence_bonus: float = 0.0
+    """α of a bonus α max c(a) in the loss `policy`, like a lower temperature."""
+    confidence_of: Confidence = "log_probs"
+    """c: log_probs, or probs; that of logits is refused, since it has no bound."""
     feature_coef: float = 0.0
     """β of the feature regression (Parisotto et al. 2016: 0.01); 0: none."""
     teacher_share_start: float = 0.0
@@ -183,6 +194,12 @@ class DistillConfig:
     """Each game has a first layer of its own."""
     game_heads: bool = False
     """Each game has a last layer of its own (Policy Distillation), not one over the union."""
+    weight_bits: int | None = None
+    """Bits of the student's weights (2 to 16), a range for each output; None: float32."""
+    activation_bits: int | None = None
+    """Bits of its activations (2 to 16), a range for each layer; None: float32."""
+    quantize_after: float = 0.5
+    """Share of the updates after which they are so; 1: once training is over."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     num_threads: int = 1
@@ -218,6 +235,13 @@ class DistillConfig:
             raise ValueError(f"replay_capacity is {self.replay_capacity}: it must be >= {least}")
         if not self.mask_softmax and self.loss != "policy":
             raise ValueError("mask_softmax: false is for the loss `policy` only")
+        check_confidence(self.confidence_bonus, self.confidence_of)
+        if self.confidence_bonus and not (self.loss == "policy" and self.mask_softmax):
+            raise ValueError("confidence_bonus is for the loss `policy` with mask_softmax only")
+        for name in ("weight_bits", "activation_bits"):
+            if getattr(self, name) not in (None, *BITS):
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 2 to 16, or nothing")
+        check_unit_interval(self, "quantize_after")
         self._check_on_policy()
 
     def _check_on_policy(self) -> None:
@@ -323,6 +347,7 @@ def _train(
         batches = minibatches(config, state, newest)
         learned = learn(config, state, batches, trajectories, now, device)
         state.optimizer.check_weights()
+        quantize(config, state.network, update)
         state.recent.add(episodes)
 
         yield Update(
@@ -373,7 +398,7 @@ def scheduled(config: DistillConfig, env_steps: int) -> Schedule:
 class State:
     """What changes from update to update; together with the envs, all that a checkpoint holds."""
 
-    network: ActorMimicNetwork
+    network: Student
     optimizer: FlatAdam
     states: StateBuffer
     temperatures: Float[Tensor, " G"]
@@ -400,6 +425,7 @@ def initial_state(
     sizes = feature_sizes(config, teachers)
     generator = torch.Generator().manual_seed(config.seed)
     network = make_network(config, spec.obs, spec.action, sizes, generator).to(device)
+    quantize(config, network, 0)
     num_games = len(teachers)
     return State(
         network=network,
@@ -489,7 +515,7 @@ def load_policy(
     return actor_policy(load_network(config, state), greedy=greedy, generator=generator)
 
 
-def load_network(config: DistillConfig, state: Mapping[str, Any]) -> ActorMimicNetwork:
+def load_network(config: DistillConfig, state: Mapping[str, Any]) -> Student:
     """Return the network of a captured state, on the CPU."""
     sizes = state["feature_sizes"]
     network = make_network(config, *captured_specs(state), sizes, torch.Generator())
@@ -503,10 +529,10 @@ def make_network(
     action: ActionSpec,
     feature_sizes: Sequence[int],
     generator: torch.Generator,
-) -> ActorMimicNetwork:
+) -> Student:
     """Return the network that a config describes, for an observation and an action spec."""
     with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
-        return ActorMimicNetwork(
+        network = ActorMimicNetwork(
             obs,
             action,
             len(config.all_games),
@@ -520,6 +546,15 @@ def make_network(
             feature_sizes=feature_sizes,
             generator=generator,
         )
+    if config.weight_bits is None and config.activation_bits is None:
+        return network
+    return QuantizedNetwork(network, config.weight_bits, config.activation_bits)
+
+
+def quantize(config: DistillConfig, network: Student, update: int) -> None:
+    """Quantise a network that is to be so, if it is time after an update."""
+    if isinstance(network, QuantizedNetwork):
+        network.quantize(update >= config.quantize_after * config.num_updates)
 
 
 def temperatures_of(config: DistillConfig, teachers: Sequence[Teacher]) -> Float[Tensor, " G"]:
@@ -659,7 +694,7 @@ def act(
 
 
 def successor_values(
-    network: ActorMimicNetwork,
+    network: Student,
     value: Float[Tensor, " T N"],
     last_obs: Tensor,
     ends: list[tuple[int, VectorStep]],
@@ -830,11 +865,15 @@ def loss_of(
         return expected_entropy_loss(logits, scores, mask, temperature)
     if not config.mask_softmax:
         return unmasked_policy_regression_loss(logits, scores, mask, temperature)
-    return policy_regression_loss(logits, scores, mask, temperature)
+    terms = policy_regression_loss(logits, scores, mask, temperature)
+    if not config.confidence_bonus:
+        return terms
+    bonus = confidence_bonus(logits, mask, config.confidence_bonus, config.confidence_of)
+    return DistillTerms(terms.loss + bonus.loss, terms.grad + bonus.grad)
 
 
 def regress_features(
-    network: ActorMimicNetwork,
+    network: Student,
     features: Float[Tensor, " B H"],
     teacher_features: Float[Tensor, " B E"],
     coef: float,

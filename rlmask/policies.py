@@ -12,12 +12,13 @@ from torch import Tensor
 from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.networks import ActorCritic, QNetwork
 from rlmask.ops import masked_argmax, masked_epsilon_greedy, masked_inverse_cdf, split_parts
+from rlmask.quantize import QuantizedNetwork
 from rlmask.recurrent_network import RecurrentActorCritic
 from rlmask.types import Policy
 
 
 def actor_policy(
-    network: ActorCritic | ActorMimicNetwork,
+    network: ActorCritic | ActorMimicNetwork | QuantizedNetwork,
     *,
     greedy: bool,
     generator: torch.Generator | None = None,

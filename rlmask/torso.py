@@ -41,7 +41,8 @@ def tanh(x: Tensor) -> Tensor:
     PyTorch's CPU kernel of the sigmoid is three to seven times as fast as that of tanh, which pays
     for the other two operations from some thousand entries on, and for their gradients later.
     """
-    if x.is_cpu and x.numel() > (2**14 if x.requires_grad else 2**11):
+    is_traced = torch.compiler.is_compiling()  # of any size
+    if not is_traced and x.is_cpu and x.numel() > (2**14 if x.requires_grad else 2**11):
         return torch.add(MINUS_ONE, torch.sigmoid(x * 2), alpha=2)
     return torch.tanh(x)
 

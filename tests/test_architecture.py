@@ -38,15 +38,16 @@ LAYERS = (
         "flags",
         "report",
     },
+    {"quantize"},
     {"policies", "teachers"},
     TRAINERS,
     {"runs"},
     {"experts"},
-    {"run", "fidelity"},
+    {"run", "fidelity", "export"},
     {"evaluations", "jobs"},
     {"experiment", "transfer_study"},
     {"pipeline"},
-    {"commands"},
+    {"commands", "export_command"},
     {"cli"},
 )
 

@@ -112,6 +112,7 @@ def test_help_lists_the_commands(rlmask, arguments):
         ("distill", ["--directory", "--num-workers"]),
         ("transfer", ["--seeds", "--directory"]),
         ("record", ["--stochastic", "--states"]),
+        ("export", ["--format", "--int8", "--output"]),
         ("check-env", ["--env-kwargs", "--steps"]),
         ("envs", []),
     ],

@@ -64,6 +64,8 @@ def config(**changes):
 ON_POLICY = {"draw_actions": True, "epsilon": 0.0}
 KINDS = {
     "policy": {},
+    "confidence": {"confidence_bonus": 0.1},
+    "4 bits": {"weight_bits": 4, "activation_bits": 4},
     "reverse": {"loss": "reverse", "draw_actions": True},
     "argmax": {"loss": "argmax"},
     "values": {"loss": "values"},
@@ -153,6 +155,7 @@ def test_without_the_mask_in_its_softmax_it_learns_from_what_is_invalid(monkeypa
 RESUMED = {
     **KINDS,
     "recorded": {},
+    "8 bits, kickstarting": {"weight_bits": 8, "activation_bits": 8, **KINDS["kickstarting"]},
     "several threads of a ring": {"replay_capacity": 48},
 }
 
@@ -281,6 +284,37 @@ def test_a_gradient_step_is_that_of_the_sum_of_the_losses(parts):
     pairs = zip(state.network.parameters(), network.parameters(), strict=True)
     for own, other in pairs:
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["log_probs", "probs"])
+def test_the_bonus_makes_a_student_surer_than_its_teacher(of):
+    """The loss and its gradient, against autograd and the definition."""
+    settings = config(confidence_bonus=0.2, confidence_of=of)
+    states, temperatures = labelled(settings), torch.tensor([0.7, 1.3])
+    logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    terms = distill.loss_of(settings, logits, states, temperatures)
+    tau, mask = temperatures.repeat(8).unsqueeze(-1), states.action_mask
+    e = ops.masked_softmax(states.scores / tau, mask)
+    entropy = ops.masked_entropy(ops.masked_log_softmax(states.scores / tau, mask), mask)
+    loss = ops.confident_cross_entropy(logits, e, mask, 0.2, of) - entropy
+    torch.testing.assert_close(terms.loss, loss.detach())
+    torch.testing.assert_close(terms.grad, torch.autograd.grad(loss.sum(), logits)[0])
+
+
+@pytest.mark.parametrize(("after", "first"), [(0.0, 0), (0.5, 2), (0.6, 3), (1.0, 4)])
+def test_a_student_is_quantised_when_it_is_time(after, first):
+    """Of four updates; what is trained before is the float student, to rounding."""
+    settings = config(total_steps=64 * 4, weight_bits=2, quantize_after=after)
+    with closing(envs_of(settings)) as envs:
+        state = distill.initial_state(settings, load_teachers(settings), envs, CPU)
+    assert state.network.is_quantized == (first == 0)
+    alone = dataclasses.replace(settings, weight_bits=None)
+    floats = distill.train(alone, load_teachers(alone))
+    for update in distill.train(settings, load_teachers(settings)):
+        weights, plain = update.capture()["network"], next(floats).capture()["network"]
+        assert weights["is_quantized"] == (update.update >= first)
+        if update.update <= first:
+            torch.testing.assert_close({k: weights[k] for k in plain}, dict(plain))
 
 
 def featured(settings, game, size):
@@ -413,6 +447,13 @@ def test_metrics_are_of_each_game():
         ({"loss": "expected_entropy", "draw_actions": True}, "epsilon"),
         ({"mask_softmax": False, "loss": "reverse"}, "`policy` only"),
         ({"epsilon": 1.5}, "epsilon is 1.5"),
+        ({"confidence_bonus": 0.1, "confidence_of": "logits"}, "unbounded"),
+        ({"confidence_of": "logits"}, "unbounded"),
+        ({"confidence_bonus": -0.1}, "not negative"),
+        ({"confidence_bonus": 0.1, "loss": "argmax"}, "`policy` with mask_softmax"),
+        ({"weight_bits": 1}, "weight_bits is 1"),
+        ({"activation_bits": 17}, "activation_bits is 17"),
+        ({"quantize_after": 1.1}, "quantize_after is 1.1"),
         ({"feature_coef": -1.0}, "feature_coef is -1"),
     ],
 )

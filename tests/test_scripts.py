@@ -22,6 +22,7 @@ COMMANDS = {
     "kill_and_resume.py": ["--help"],
     "mask_ablation.py": ["--help"],
     "memory.py": ["--help"],
+    "quantized_students.py": ["--help"],
     "taxi_seeds.py": ["--help"],
     "train_games.py": ["--help"],
 }

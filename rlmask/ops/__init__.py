@@ -55,6 +55,14 @@ from rlmask.ops.masking import (
     masked_sample,
     masked_softmax,
 )
+from rlmask.ops.maximum import (
+    Confidence,
+    check_confidence,
+    confidence_bonus,
+    confident_cross_entropy,
+    masked_logsumexp,
+    soft_cross_entropy,
+)
 from rlmask.ops.parts import join_parts, split_parts
 from rlmask.ops.q_learning import (
     QTerms,
@@ -72,10 +80,22 @@ from rlmask.ops.q_learning import (
 )
 from rlmask.ops.returns import generalized_advantage_estimation, lambda_return, n_step_return
 from rlmask.ops.schedules import linear_schedule
+from rlmask.ops.straight_through import (
+    BITS,
+    Grid,
+    fake_quant,
+    grid_of,
+    round_straight_through,
+    sign_straight_through,
+    steps_on_grid,
+)
 
 __all__ = [
+    "BITS",
+    "Confidence",
     "DistillTerms",
     "EmptyMaskError",
+    "Grid",
     "InvalidActionError",
     "PPOTerms",
     "QTerms",
@@ -89,9 +109,12 @@ __all__ = [
     "bootstrap_mask",
     "categorical_loss",
     "check_action",
+    "check_confidence",
     "check_mask",
     "choose_values",
     "clipped_surrogate_loss",
+    "confidence_bonus",
+    "confident_cross_entropy",
     "debugging",
     "discounted",
     "dueling_gradient",
@@ -99,8 +122,10 @@ __all__ = [
     "entropy_scale",
     "expected_entropy_loss",
     "explained_variance",
+    "fake_quant",
     "feature_regression_loss",
     "generalized_advantage_estimation",
+    "grid_of",
     "hard_attention_weights",
     "huber_loss",
     "invalid_mass",
@@ -115,6 +140,7 @@ __all__ = [
     "masked_kl",
     "masked_log_prob_and_entropy",
     "masked_log_softmax",
+    "masked_logsumexp",
     "masked_max",
     "masked_mean",
     "masked_mean_pool",
@@ -129,8 +155,12 @@ __all__ = [
     "q_regression_loss",
     "quantile_huber_loss",
     "reverse_kl_loss",
+    "round_straight_through",
     "set_debug",
+    "sign_straight_through",
+    "soft_cross_entropy",
     "split_parts",
+    "steps_on_grid",
     "td_loss",
     "teacher_figures",
     "unmasked_policy_regression_loss",

@@ -13,7 +13,7 @@ exact).
 Dimension key: `*batch` any leading shape, `actions` the union action set.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -129,10 +129,19 @@ def masked_argmax(
 
 
 def masked_max(
-    values: Float[Tensor, "*batch actions"], mask: Bool[Tensor, "*batch actions"]
+    values: Float[Tensor, "*batch actions"],
+    mask: Bool[Tensor, "*batch actions"],
+    ties: Literal["split", "first"] = "split",
 ) -> Float[Tensor, "*batch"]:
-    """Return the highest value among the valid actions. Ties share the gradient equally."""
-    return masked_scores(values, mask).amax(dim=-1)
+    """Return the highest value among the valid actions.
+
+    Args:
+        ties: `split`, they share the gradient equally; `first`, the lowest index has all of it.
+    """
+    scores = masked_scores(values, mask)
+    if ties == "split":
+        return scores.amax(dim=-1)
+    return scores.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def masked_mean(

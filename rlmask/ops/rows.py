@@ -37,7 +37,8 @@ def softmax_of_rows(softmax: Callable[[Tensor, int], Tensor], scores: Tensor) ->
 
 def is_large(x: Tensor, size: int) -> bool:
     """Whether the CPU works on more entries than `size`, and no compiler will see to its speed."""
-    return x.numel() > size and x.is_cpu and not torch.compiler.is_compiling()
+    # a compiler may not know the size yet
+    return not torch.compiler.is_compiling() and x.numel() > size and x.is_cpu
 
 
 class BitwiseFill(torch.autograd.Function):
