@@ -71,6 +71,8 @@ from rlmask.vector import (
     games_of,
 )
 
+PPONetwork = ActorCritic | ActorMimicNetwork | SetActorCritic
+
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
@@ -316,7 +318,7 @@ def _train(
 class State:
     """What changes from update to update; together with the envs, all that a checkpoint holds."""
 
-    network: ActorCritic | ActorMimicNetwork
+    network: PPONetwork
     optimizer: FlatAdam
     generator: torch.Generator  # of draws and shuffles, on the CPU
     reward_scaler: RewardScaler
@@ -374,7 +376,7 @@ def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, se
     return actor_policy(load_network(config, state), greedy=greedy, generator=generator)
 
 
-def load_network(config: PPOConfig, state: Mapping[str, Any]) -> ActorCritic | ActorMimicNetwork:
+def load_network(config: PPOConfig, state: Mapping[str, Any]) -> PPONetwork:
     """Return the network of a captured state, on the CPU."""
     network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
@@ -383,7 +385,7 @@ def load_network(config: PPOConfig, state: Mapping[str, Any]) -> ActorCritic | A
 
 def make_network(
     config: PPOConfig, obs: ObsSpec, action: ActionSpec, generator: torch.Generator
-) -> ActorCritic | ActorMimicNetwork:
+) -> PPONetwork:
     """Return the network that a config describes, for an observation and an action spec."""
     num_games = len(config.all_games)
     with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
@@ -424,7 +426,7 @@ def make_network(
 
 def collect(
     envs: VectorEnv,
-    network: ActorCritic | ActorMimicNetwork,
+    network: PPONetwork,
     obs: Tensor,
     action_mask: Tensor,
     num_steps: int,
@@ -485,7 +487,7 @@ def collect(
 
 @torch.inference_mode()
 def successor_values(
-    network: ActorCritic | ActorMimicNetwork,
+    network: PPONetwork,
     value: Tensor,
     last_obs: Tensor,
     ends: list[tuple[int, VectorStep]],
@@ -552,7 +554,7 @@ def with_advantages(rollout: Rollout, state: State, config: PPOConfig) -> Batch:
 
 @torch.inference_mode()
 def learn(
-    network: ActorCritic | ActorMimicNetwork,
+    network: PPONetwork,
     optimizer: FlatAdam,
     batch: Batch,
     config: PPOConfig,

@@ -27,9 +27,9 @@ class SetActorCritic(nn.Module):
     longer) is padding, that no other entity sees. Nothing depends on the order or on the number of
     the entities, so that the weights fit problems of any size.
 
-    Reference: Vaswani et al. 2017, arXiv:1706.03762 (blocks, here normalised before each part); Kool
-    et al. 2019, arXiv:1803.08475 (attention scores the nodes of a routing problem); Zaheer et al.
-    2017, arXiv:1703.06114 (functions of sets are functions of a sum).
+    Reference: Vaswani et al. 2017, arXiv:1706.03762 (blocks, here normalised before each part);
+    Kool et al. 2019, arXiv:1803.08475 (attention scores the nodes of a routing problem); Zaheer et
+    al. 2017, arXiv:1703.06114 (functions of sets are functions of a sum).
 
     Args:
         width: H.
@@ -97,6 +97,7 @@ class SetActorCritic(nn.Module):
         shared = common.unsqueeze(1).expand(-1, num_entities, -1)
         entities = torch.cat((rows.unflatten(1, (num_entities, -1)), shared), -1)
         is_there = entities[..., 0] > 0
+        entities = only_existing(entities, is_there)
         count = is_there.sum(-1)
         place = is_there.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
         order = count.argsort()
@@ -122,7 +123,8 @@ class SetActorCritic(nn.Module):
         mean = masked_mean_pool(x, is_there, "zero")
         hidden = torch.relu(self.own(x) + self.common(mean).unsqueeze(1))
         value = only_existing(self.value(hidden), is_there).sum((1, 2))
-        return self.score(hidden).squeeze(-1), value, mean
+        score = only_existing(self.score(hidden), is_there).squeeze(-1)
+        return score, value, mean
 
     def vjp(
         self, obs: Float[Tensor, " B obs"]
@@ -133,9 +135,7 @@ class SetActorCritic(nn.Module):
 
         def pullback(grad_logits: Tensor, grad_value: Tensor) -> None:  # [B, E], [B]
             parameters = list(self.parameters())
-            gradients = torch.autograd.grad(
-                (logits, value), parameters, (grad_logits, grad_value)
-            )
+            gradients = torch.autograd.grad((logits, value), parameters, (grad_logits, grad_value))
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 grad_of(parameter).copy_(gradient)
 

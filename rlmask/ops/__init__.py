@@ -168,4 +168,3 @@ __all__ = [
     "values_of",
     "values_of_gradient",
 ]
-
