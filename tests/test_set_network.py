@@ -100,9 +100,7 @@ def test_the_pullback_is_the_gradient():
     logits, value = network(flat(entities, common))
     loss = (logits * weight_logits).sum() + (value * weight_value).sum()
     parameters = list(network.parameters())
-    for parameter, expected in zip(
-        parameters, torch.autograd.grad(loss, parameters), strict=True
-    ):
+    for parameter, expected in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(parameter.grad, expected)
         assert expected.any()
 
