@@ -5,7 +5,8 @@
 
 The policies are those of configs/ppo/cvrp_set.yaml, which fits any number of customers, and of
 configs/ppo/cvrp.yaml, fully connected layers for 20. Tours are greedy; the first plays with 50
-customers, too, which it has never seen. What is published: Kool et al. 2019, arXiv:1803.08475, Table 1.
+customers, too, which it has never seen. The lengths of the best tours known are those of Kool et
+al. 2019, arXiv:1803.08475, Table 1.
 """
 
 import argparse
