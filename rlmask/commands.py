@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +124,8 @@ class Eval:
     """Hide the mask from the policy, to see how much it depends on it."""
     seed: int | None = None
     """Of the episodes and draws; otherwise the run's seed. Training never saw these episodes."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the envs in place of the run's: '{num_customers: 50}'."""
     json: bool = False
     """Print the figures as one JSON object."""
     video: Path | None = None
@@ -138,8 +140,11 @@ def evaluate(arguments: list[str]) -> None:
     if options.video is not None:
         check_video_path(options.video)  # before playing for minutes
     config = runs.read_config(options.run)
+    more = {**config.options.eval_env_kwargs, **options.env_kwargs}
+    config = replace(config, options=replace(config.options, eval_env_kwargs=more))
     seed = config.settings.seed if options.seed is None else options.seed
-    policy = run.load(options.run, greedy=not options.stochastic, seed=seed)
+    games = config.eval_games if options.env_kwargs else None
+    policy = run.load(options.run, greedy=not options.stochastic, seed=seed, games=games)
     evaluation, by_name = run.evaluate_games(
         config,
         policy,

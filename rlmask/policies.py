@@ -14,11 +14,14 @@ from rlmask.networks import ActorCritic, QNetwork
 from rlmask.ops import masked_argmax, masked_epsilon_greedy, masked_inverse_cdf, split_parts
 from rlmask.quantize import QuantizedNetwork
 from rlmask.recurrent_network import RecurrentActorCritic
+from rlmask.set_network import SetActorCritic
 from rlmask.types import Policy
+
+ActorNetwork = ActorCritic | ActorMimicNetwork | QuantizedNetwork | SetActorCritic
 
 
 def actor_policy(
-    network: ActorCritic | ActorMimicNetwork | QuantizedNetwork,
+    network: ActorNetwork,
     *,
     greedy: bool,
     generator: torch.Generator | None = None,

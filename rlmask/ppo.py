@@ -45,6 +45,7 @@ from rlmask.ops import (
 )
 from rlmask.optim import FlatAdam
 from rlmask.policies import actor_policy
+from rlmask.set_network import SetActorCritic
 from rlmask.torso import Activation
 from rlmask.transfer import Initial
 from rlmask.turns import shuffled_in_turn
@@ -69,6 +70,8 @@ from rlmask.vector import (
     game_names,
     games_of,
 )
+
+PPONetwork = ActorCritic | ActorMimicNetwork | SetActorCritic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,11 @@ class PPOConfig:
     """After each fully connected layer."""
     shared_torso: bool = False
     """Policy and value share all layers but the last."""
+    encoder: Literal["layers", "set"] = "layers"
+    """set: observations are rows, one for each action; hidden_sizes are blocks of attention among
+    them, and the policy fits any number of rows (`rlmask.set_network`)."""
+    num_heads: int = 4
+    """Of the attention of the encoder `set`."""
     game_stems: bool = False
     """Each of several games has a first layer of its own (needs shared_torso)."""
     game_heads: bool = False
@@ -177,10 +185,25 @@ class PPOConfig:
             raise ValueError("popart and normalize_reward do the same: choose one")
         if self.popart and num_games > 1 and not self.shared_torso:
             raise ValueError("popart on several games needs shared_torso: true")
+        if self.encoder == "set":
+            self._check_set()
         check_unit_interval(self, "gamma", "gae_lambda")
         check_positive(self, "learning_rate", "clip_range", "value_clip_range")
         check_positive(self, "max_grad_norm", "target_kl")
         check_finite(self, "learning_rate", "entropy_coef", "value_coef")
+
+    def _check_set(self) -> None:
+        other = ("conv_filters", "normalize_obs", "popart", "shared_torso", "game_stems")
+        given = [name for name in (*other, "game_heads") if getattr(self, name)]
+        if given or len(self.all_games) > 1:
+            what = given[0] if given else "games"
+            raise ValueError(f"encoder: set is for one game, and has no use for {what}")
+        width = self.hidden_sizes[0]
+        if set(self.hidden_sizes) != {width} or self.num_heads < 1 or width % self.num_heads:
+            raise ValueError(
+                f"hidden_sizes is {self.hidden_sizes}: with encoder: set all blocks are of one "
+                f"width, a multiple of num_heads = {self.num_heads}"
+            )
 
     @property
     def steps_per_update(self) -> int:
@@ -295,7 +318,7 @@ def _train(
 class State:
     """What changes from update to update; together with the envs, all that a checkpoint holds."""
 
-    network: ActorCritic | ActorMimicNetwork
+    network: PPONetwork
     optimizer: FlatAdam
     generator: torch.Generator  # of draws and shuffles, on the CPU
     reward_scaler: RewardScaler
@@ -353,7 +376,7 @@ def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, se
     return actor_policy(load_network(config, state), greedy=greedy, generator=generator)
 
 
-def load_network(config: PPOConfig, state: Mapping[str, Any]) -> ActorCritic | ActorMimicNetwork:
+def load_network(config: PPOConfig, state: Mapping[str, Any]) -> PPONetwork:
     """Return the network of a captured state, on the CPU."""
     network = make_network(config, *captured_specs(state), torch.Generator())
     network.load_state_dict(state["network"])
@@ -362,10 +385,19 @@ def load_network(config: PPOConfig, state: Mapping[str, Any]) -> ActorCritic | A
 
 def make_network(
     config: PPOConfig, obs: ObsSpec, action: ActionSpec, generator: torch.Generator
-) -> ActorCritic | ActorMimicNetwork:
+) -> PPONetwork:
     """Return the network that a config describes, for an observation and an action spec."""
     num_games = len(config.all_games)
     with torch.random.fork_rng(devices=()):  # torch's layers draw weights that are replaced
+        if config.encoder == "set":
+            return SetActorCritic(
+                obs,
+                action,
+                width=config.hidden_sizes[0],
+                num_blocks=len(config.hidden_sizes),
+                num_heads=config.num_heads,
+                generator=generator,
+            )
         if num_games > 1 and config.shared_torso:
             return ActorMimicNetwork(
                 obs,
@@ -394,7 +426,7 @@ def make_network(
 
 def collect(
     envs: VectorEnv,
-    network: ActorCritic | ActorMimicNetwork,
+    network: PPONetwork,
     obs: Tensor,
     action_mask: Tensor,
     num_steps: int,
@@ -455,7 +487,7 @@ def collect(
 
 @torch.inference_mode()
 def successor_values(
-    network: ActorCritic | ActorMimicNetwork,
+    network: PPONetwork,
     value: Tensor,
     last_obs: Tensor,
     ends: list[tuple[int, VectorStep]],
@@ -522,7 +554,7 @@ def with_advantages(rollout: Rollout, state: State, config: PPOConfig) -> Batch:
 
 @torch.inference_mode()
 def learn(
-    network: ActorCritic | ActorMimicNetwork,
+    network: PPONetwork,
     optimizer: FlatAdam,
     batch: Batch,
     config: PPOConfig,

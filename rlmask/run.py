@@ -21,6 +21,7 @@ from rlmask.log import Log, plot_learning_curve
 from rlmask.runs import (
     ALGORITHMS,
     RunConfig,
+    RunError,
     check_unchanged,
     locked,
     newest_checkpoint,
@@ -28,9 +29,10 @@ from rlmask.runs import (
     read_run,
     save_checkpoint,
     settings_text,
+    spec_of,
 )
-from rlmask.types import Episode, Policy, Update
-from rlmask.vector import game_names, make_vector
+from rlmask.types import Episode, Policy, Update, captured_specs
+from rlmask.vector import Game, game_names, make_vector
 
 
 @runtime_checkable
@@ -220,7 +222,13 @@ class CutWarning(UserWarning):
     """Episodes of an evaluation did not end by themselves."""
 
 
-def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
+def load(
+    run_dir: str | Path,
+    *,
+    greedy: bool = True,
+    seed: int = 0,
+    games: tuple[Game, ...] | None = None,
+) -> Policy:
     """Return the policy of a run's newest good checkpoint.
 
     Args:
@@ -228,13 +236,25 @@ def load(run_dir: str | Path, *, greedy: bool = True, seed: int = 0) -> Policy:
         greedy: always the best valid action; otherwise as in training: drawn from PPO's softmax
             over the valid ones, or epsilon-greedy at the last epsilon of DQN and PQN.
         seed: of the draws.
+        games: to play in place of its own; of another size only if its network fits any.
 
     Raises:
-        RunError: if there is no run, or it has no checkpoint yet.
+        RunError: if there is no run, it has no checkpoint yet, or its network does not fit `games`.
         CheckpointError: if every checkpoint is corrupt.
+        EnvError, SpaceError, MaskError: if `games` cannot be played.
     """
     run_dir = Path(run_dir)
     config, state = read_run(run_dir)
+    own = captured_specs(state)
+    if games is not None:
+        state.update(spec_of(config.settings, games).capture())
+    obs, action = captured_specs(state)
+    if (obs, action) != own and getattr(config.settings, "encoder", "layers") != "set":
+        raise RunError(
+            f"the policy of {run_dir} is for {own[1].num_actions} actions and observations of "
+            f"{own[0].shape or own[0].n}, not for {action.num_actions} and {obs.shape or obs.n}; "
+            "train it with `encoder: set` for problems of any size"
+        )
     load_policy = ALGORITHMS[config.algo].load_policy
     return load_policy(config.settings, state, greedy=greedy, seed=seed)
 

@@ -309,6 +309,30 @@ FAULTY_MASKS = {
 }
 
 
+class Pick(gym.Env):
+    """One step: pick the entity of the larger number; of 6 places, 2 to 6 hold an entity.
+
+    A place is two numbers, whether there is an entity and its number; at the end comes a constant.
+    """
+
+    def __init__(self):
+        self.observation_space = spaces.Box(0, 1, (13,), np.float32)
+        self.action_space = spaces.Discrete(6)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        there = np.zeros(6)
+        there[self.np_random.permutation(6)[: self.np_random.integers(2, 7)]] = 1
+        number = self.np_random.random(6)
+        self.best = np.argmax(np.where(there, number, -1))
+        self.obs = np.append(np.stack([there, number], 1).ravel(), 1).astype(np.float32)
+        return self.obs, {"action_mask": there.astype(np.int8)}
+
+    def step(self, action):
+        mask = np.zeros(6, np.int8)
+        return self.obs, float(action == self.best), True, False, {"action_mask": mask}
+
+
 class Malformed(gym.Env):
     """Four actions, obs (t, t); does what `fault` says at step `at`, 0 for reset, of each episode.
 
@@ -627,6 +651,7 @@ SINGLE = (
     Grid,
     Target,
     Malformed,
+    Pick,
     NonDeterministic,
     Truncated,
     TwoStates,

@@ -38,7 +38,7 @@ LAYERS = (
         "flags",
         "report",
     },
-    {"quantize"},
+    {"quantize", "set_network"},
     {"policies", "teachers"},
     TRAINERS,
     {"runs"},

@@ -707,3 +707,33 @@ def test_check_env_plays_the_vector_env_too(rlmask):
     code, output, _ = rlmask("check-env", env_id("Both"), "--steps", "200")
     assert code == 0
     assert "does not come back to a saved state" in output
+
+
+def test_eval_plays_other_sizes(rlmask, tmp_path):
+    routes = {
+        "algo": "ppo",
+        "env": "rlmask_envs:rlmask/CVRP-v0",
+        "env_kwargs": {"num_customers": 3, "capacity": 9},
+        "encoder": "set",
+        "num_heads": 2,
+        "num_envs": 2,
+        "num_steps": 4,
+        "num_minibatches": 2,
+        "total_steps": 8,
+        "hidden_sizes": [8],
+        "eval_episodes": 2,
+        "device": "cpu",
+    }
+    Path("routes.yaml").write_text(json.dumps(routes))
+    assert rlmask("train", "routes.yaml", "--run-dir", "routes")[0] == 0
+    code, out, _ = rlmask("eval", "routes", "--episodes", "4", "--json")
+    assert code == 0 and 3 < json.loads(out)["mean_length"] <= 6
+    more = "{num_customers: 7}"
+    code, out, _ = rlmask("eval", "routes", "--episodes", "4", "--json", "--env-kwargs", more)
+    assert code == 0 and 7 < json.loads(out)["mean_length"] <= 14
+
+    Path("routes.yaml").write_text(json.dumps({**routes, "encoder": "layers"}))
+    assert rlmask("train", "routes.yaml", "--run-dir", "layers")[0] == 0
+    code, _, complaint = rlmask("eval", "layers", "--env-kwargs", more)
+    assert code == 2 and "is for 4 actions and observations of (29,), not for 8" in complaint
+    assert "encoder: set" in complaint and complaint.count("\n") == 1

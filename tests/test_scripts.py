@@ -23,6 +23,7 @@ COMMANDS = {
     "mask_ablation.py": ["--help"],
     "memory.py": ["--help"],
     "quantized_students.py": ["--help"],
+    "routing.py": ["--help"],
     "taxi_seeds.py": ["--help"],
     "train_games.py": ["--help"],
 }

@@ -18,10 +18,10 @@ Valid are the customers not yet served whose demand the vehicle still holds, and
 the vehicle is there. At least one always is.
 
 ## Observation Space
-`Box(-1.5, 1.5, (6 * (num_customers + 1) + 1,), float32)`: six features of each node, the depot
-first: x and y as seen from the vehicle, the distance to the vehicle, the distance to the depot,
-the demand over the capacity (0 once served), and 1 if it is valid to go there; at the end what the
-vehicle holds, over the capacity.
+`Box(-1.5, 1.5, (7 * (num_customers + 1) + 1,), float32)`: seven features of each node, the depot
+first: 1 if it is the depot or has yet to be served, x and y as seen from the vehicle, the distance
+to the vehicle, the distance to the depot, the demand over the capacity (0 once served), and 1 if it
+is valid to go there; at the end what the vehicle holds, over the capacity.
 
 ## Rewards
 Minus the Euclidean distance driven, so the return is minus the length of all routes.
@@ -52,7 +52,7 @@ from rlmask_envs.settings import check_size
 DEPOT = 0
 MAX_DEMAND = 9
 CAPACITIES = {10: 20, 20: 30, 50: 40, 100: 50}  # by number of customers
-NUM_FEATURES = 6  # of a node
+NUM_FEATURES = 7  # of a node
 
 SIDE = 12  # of the unit square in a picture, in cells
 ROUTE_COLORS = (
@@ -106,7 +106,7 @@ def instance(obs, capacity: int | None = None) -> tuple[np.ndarray, np.ndarray, 
     """
     nodes = np.asarray(obs, np.float64)[:-1].reshape(-1, NUM_FEATURES)
     capacity = check_capacity(len(nodes) - 1, capacity)
-    return nodes[:, :2], np.rint(nodes[:, 4] * capacity).astype(int), capacity
+    return nodes[:, 1:3], np.rint(nodes[:, 5] * capacity).astype(int), capacity
 
 
 @njit
@@ -161,14 +161,15 @@ def observe(state, obs, options):
     """Write the features."""
     for node in range(options.num_nodes):
         first = NUM_FEATURES * node
-        obs[first] = state.x[node] - state.x[state.place]
-        obs[first + 1] = state.y[node] - state.y[state.place]
-        obs[first + 2] = distance(state, node, state.place)
-        obs[first + 3] = distance(state, node, DEPOT)
+        obs[first + 1] = state.x[node] - state.x[state.place]
+        obs[first + 2] = state.y[node] - state.y[state.place]
+        obs[first + 3] = distance(state, node, state.place)
+        obs[first + 4] = distance(state, node, DEPOT)
         if state.is_served[node] == 0:
-            obs[first + 4] = state.demand[node] / options.capacity
+            obs[first] = 1.0
+            obs[first + 5] = state.demand[node] / options.capacity
         if is_valid(state, node):
-            obs[first + 5] = 1.0
+            obs[first + 6] = 1.0
     obs[NUM_FEATURES * options.num_nodes] = state.load / options.capacity
 
 

@@ -57,16 +57,16 @@ def test_going_home_early_fills_up():
 def test_observation_by_hand():
     envs, state, options = make_by_hand()
     go(envs, state, options, 1)
-    obs = np.zeros(25, np.float32)
+    obs = np.zeros(29, np.float32)
     cvrp.observe(state, obs, options)
     expected = [
-        # dx, dy, to the vehicle, to the depot, demand, valid
-        [-0.3, -0.4, 0.5, 0, 0, 1],
-        [0, 0, 0, 0.5, 0, 0],  # served
-        [0.3, 0.4, 0.5, 1, 5 / 9, 1],
-        [0, -0.4, 0.4, 0.3, 6 / 9, 0],
+        # there, dx, dy, to the vehicle, to the depot, demand, valid
+        [1, -0.3, -0.4, 0.5, 0, 0, 1],
+        [0, 0, 0, 0, 0.5, 0, 0],  # served
+        [1, 0.3, 0.4, 0.5, 1, 5 / 9, 1],
+        [1, 0, -0.4, 0.4, 0.3, 6 / 9, 0],
     ]
-    assert obs[:-1].reshape(4, 6) == pytest.approx(np.array(expected), abs=1e-6)
+    assert obs[:-1].reshape(4, 7) == pytest.approx(np.array(expected), abs=1e-6)
     assert obs[-1] == pytest.approx(5 / 9)
 
 
@@ -97,9 +97,10 @@ def test_random_play(sizes):
     before = states.copy()
     for action, obs, reward, terminated, truncated, info in play(envs, 150):
         assert not truncated.any() and (abs(obs) <= 1.5).all()
-        nodes = obs[:, :-1].reshape(8, -1, 6)
-        assert (nodes[..., 5] == info["action_mask"]).all()
-        assert nodes[..., 2] == pytest.approx(np.hypot(nodes[..., 0], nodes[..., 1]), abs=1e-6)
+        nodes = obs[:, :-1].reshape(8, -1, 7)
+        assert (nodes[..., 6] == info["action_mask"]).all()
+        assert (nodes[..., 0] == 1 - states.is_served).all()
+        assert nodes[..., 3] == pytest.approx(np.hypot(nodes[..., 1], nodes[..., 2]), abs=1e-6)
         returns, lengths = returns + reward, lengths + 1
         for i, (state, row) in enumerate(zip(states, info["action_mask"], strict=True)):
             assert row.tolist() == reference.valid(state, options)
@@ -130,7 +131,7 @@ def test_greed_is_read_off_the_observation():
         expected.append(-routes.length(coords, visits))
     returns, running = np.zeros(16), np.ones(16, bool)
     while running.any():
-        scores = -obs[:, :-1].reshape(16, -1, 6)[..., 2]
+        scores = -obs[:, :-1].reshape(16, -1, 7)[..., 3]
         scores[:, 0] -= 9  # the depot last
         action = np.where(info["action_mask"], scores, -99).argmax(1)
         obs, reward, terminated, _, info = envs.step(action)
