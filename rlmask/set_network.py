@@ -41,7 +41,6 @@ class SetActorCritic(nn.Module):
         NetworkError: if the observations are no rows of numbers, one an action.
     """
 
-    critic_head: None = None
     obs_scaler: None = None
 
     def __init__(
@@ -57,14 +56,10 @@ class SetActorCritic(nn.Module):
         super().__init__()
         self.obs_spec, self.action_spec = obs, action
         self.num_features, num_common = rows_of(obs, action)
-        self.embed = head(self.num_features + num_common, width, SQRT_2, generator)
-        blocks = [Block(width, num_heads, generator) for _ in range(num_blocks)]
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width)
-        self.own = head(width, width, SQRT_2, generator)
-        self.common = head(width, width, SQRT_2, generator)
-        self.score = head(width, 1, 0.01, generator)
-        self.value = head(width, 1, 0.01, generator)
+        num_inputs = self.num_features + num_common
+        self.torso = SetTorso(num_inputs, width, num_blocks, num_heads, generator)
+        self.actor_head = head(width, 1, 0.01, generator)
+        self.critic_head = head(width, 1, 0.01, generator)
 
     def forward(
         self, obs: Float[Tensor, " B obs"], game: Int[Tensor, " B"] | None = None
@@ -100,7 +95,7 @@ class SetActorCritic(nn.Module):
         entities = only_existing(entities, is_there)
         count = is_there.sum(-1)
         place = is_there.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-        order = count.argsort()
+        order = count.argsort(stable=True)
         outputs = []
         for some in order.split(ROWS if obs.is_cpu else len(order)):
             own_count, longest = count[some], int(count[some[-1]])
@@ -116,14 +111,9 @@ class SetActorCritic(nn.Module):
         return logits, value, features
 
     def _outputs(self, entities: Tensor, is_there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.embed(entities)
-        for block in self.blocks:
-            x = block(x, is_there)
-        x = self.norm(x)
-        mean = masked_mean_pool(x, is_there, "zero")
-        hidden = torch.relu(self.own(x) + self.common(mean).unsqueeze(1))
-        value = only_existing(self.value(hidden), is_there).sum((1, 2))
-        score = only_existing(self.score(hidden), is_there).squeeze(-1)
+        features, mean = self.torso(entities, is_there)
+        value = only_existing(self.critic_head(features), is_there).sum((1, 2))
+        score = only_existing(self.actor_head(features), is_there).squeeze(-1)
         return score, value, mean
 
     def vjp(
@@ -140,6 +130,37 @@ class SetActorCritic(nn.Module):
                 grad_of(parameter).copy_(gradient)
 
         return logits.detach(), value.detach(), pullback
+
+
+class SetTorso(nn.Module):
+    """From the numbers of entities to their features, of which each has seen all others."""
+
+    def __init__(
+        self,
+        num_inputs: int,
+        width: int,
+        num_blocks: int,
+        num_heads: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.embed = head(num_inputs, width, SQRT_2, generator)
+        blocks = [Block(width, num_heads, generator) for _ in range(num_blocks)]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        self.own = head(width, width, SQRT_2, generator)
+        self.common = head(width, width, SQRT_2, generator)
+
+    def forward(
+        self, entities: Float[Tensor, " B E inputs"], is_there: Bool[Tensor, " B E"]
+    ) -> tuple[Float[Tensor, " B E H"], Float[Tensor, " B H"]]:
+        """Return the features of each entity, and their mean before the last layer."""
+        x = self.embed(entities)
+        for block in self.blocks:
+            x = block(x, is_there)
+        x = self.norm(x)
+        mean = masked_mean_pool(x, is_there, "zero")
+        return torch.relu(self.own(x) + self.common(mean).unsqueeze(1)), mean
 
 
 class Block(nn.Module):

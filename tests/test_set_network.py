@@ -6,6 +6,7 @@ from rlmask import ppo
 from rlmask.optim import FlatAdam
 from rlmask.set_network import ROWS, SetActorCritic
 from rlmask.torso import NetworkError
+from rlmask.transfer import initial_weights
 from rlmask.types import ActionSpec, ObsSpec
 
 FEATURES, COMMON = 3, 2
@@ -159,3 +160,11 @@ def test_resume_is_exact():
     again = resumed.capture()
     for name, weight in whole["network"].items():
         assert torch.equal(weight, again["network"][name]), name
+
+
+def test_it_begins_with_the_weights_of_another_size():
+    small, large = make(4, seed=1), make(9, seed=2)
+    weights = initial_weights(small.state_dict(), large.state_dict(), parts="trunk_and_head")
+    for name, weight in small.state_dict().items():
+        is_taken = not name.startswith("critic_head")
+        assert torch.equal(weights[name], weight) == (is_taken or not weight.any()), name
