@@ -19,7 +19,8 @@ class Evaluation:
         standard_error: of the mean return; NaN for a single episode.
         episodes: how many.
         mean_length: steps.
-        invalid_actions: share of the steps whose action the mask ruled out.
+        invalid_actions: share of the steps whose action the mask ruled out, or the env called
+            invalid.
     """
 
     mean_return: float

@@ -150,7 +150,8 @@ class Episode:
         game: index of the game in a multi-game env, else 0.
         episode_return: undiscounted sum of the env's own rewards.
         episode_length: steps.
-        invalid_actions: how many of its actions the mask ruled out (only without enforcement).
+        invalid_actions: how many of its actions the mask ruled out (only without enforcement), or
+            the env called invalid.
     """
 
     game: int

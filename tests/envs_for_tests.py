@@ -493,6 +493,32 @@ class Breaks(gym.Env):
         return 1, 0.0, False, False, {}
 
 
+class Telling(gym.Env):
+    """Five steps, no mask; says afterwards that action 2 was invalid, and of others if asked to.
+
+    Args:
+        says: what to say of action 2.
+        always: say it of the valid ones as well.
+    """
+
+    def __init__(self, says=False, always=True):
+        self.observation_space = spaces.Box(0, 5, (1,), np.float32)
+        self.action_space = spaces.Discrete(3)
+        self.says, self.always = says, always
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        info = {"action_valid": self.says} if action == 2 else {}
+        if self.always and action != 2:
+            info["action_valid"] = True
+        return np.full(1, self.t, np.float32), 0.0, self.t == 5, False, info
+
+
 class Counters(VectorEnv):
     """Counter as one vector env, which resets within the step, and uses its arrays again and again.
 
@@ -635,6 +661,7 @@ SINGLE = (
     OldReset,
     NeedsExtra,
     Breaks,
+    Telling,
 )
 for _env in SINGLE:
     gym.register(f"rlmask-tests/{_env.__name__}-v0", entry_point=_env)

@@ -53,6 +53,7 @@ class Scripted:
             obs=self.t.clone(),
             action_mask=self.masks,
             reward=torch.zeros(self.num_envs),
+            action_valid=torch.ones(self.num_envs, dtype=torch.bool),
             terminated=self.t == 0,
             truncated=torch.zeros(self.num_envs, dtype=torch.bool),
             ended=ended,

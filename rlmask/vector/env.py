@@ -111,6 +111,7 @@ class MaskedEnv:
         if self._parts == 1:
             for index, union in enumerate(self._ids or range(own.num_actions)):
                 self._own_action[union] = self._to_action(index)
+        self.action_valid = True  # what the env said of the last action
         self._episode = 0
         self._episode_return, self._invalid_actions = 0.0, 0
         self._actions: list[Any] = []  # of the unfinished episode
@@ -138,7 +139,8 @@ class MaskedEnv:
     def step(self, action: Any) -> tuple[Any, bytes, float, bool, bool, Ended | None]:
         """Take a union action; return obs, mask, reward, terminated, truncated, and the end if any.
 
-        After the end of an episode obs and mask are those of the next one.
+        After the end of an episode obs and mask are those of the next one. Then `action_valid` is
+        False if the env says so, by `info["action_valid"]`, of the action.
 
         Raises:
             InvalidActionError: if the mask rules the action out and masks are enforced.
@@ -163,6 +165,9 @@ class MaskedEnv:
             raise as_env_error(self.where, error) from error
         reward = float(reward)
         self._episode_return += reward
+        self.action_valid = self._read_valid(info)
+        if is_valid and not self.action_valid:
+            self._invalid_actions += 1
         if not math.isfinite(reward):
             raise EnvError(f"{self.where}: the reward is {reward}; it would destroy the network")
         mask = self._read_mask(obs, info, terminated)
@@ -228,6 +233,12 @@ class MaskedEnv:
                 "with the observation"
             )
         self._invalid_actions += 1
+
+    def _read_valid(self, info: Mapping[str, Any]) -> bool:
+        valid = info.get("action_valid", True)
+        if not isinstance(valid, bool | np.bool_):
+            raise EnvError(f"{self.where}: info['action_valid'] is {valid!r}; give True or False")
+        return bool(valid)
 
     def _obs_reader(self, offset: int) -> Callable[[Any], Any]:
         """Return the function from the env's observation to one of the union, always a copy."""

@@ -67,6 +67,7 @@ class JointVector:
             obs=obs,
             action_mask=mask,
             reward=interleave([step.reward for step in steps]),
+            action_valid=interleave([step.action_valid for step in steps]),
             terminated=interleave([step.terminated for step in steps]),
             truncated=interleave([step.truncated for step in steps]),
             ended=ended[order],

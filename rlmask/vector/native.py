@@ -152,6 +152,7 @@ class NativeVector:
             obs=self._read_obs(obs),
             action_mask=self._read_masks(obs, info),
             reward=torch.from_numpy(reward),
+            action_valid=torch.ones(self.num_envs, dtype=torch.bool),  # it does not tell
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
             ended=torch.from_numpy(ended),

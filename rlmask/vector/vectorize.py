@@ -17,6 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import create_empty_array
+from jaxtyping import Bool
 from torch import Tensor
 
 from rlmask.ops import InvalidActionError
@@ -44,6 +45,7 @@ class VectorStep:
     obs: Tensor  # [N, *obs]
     action_mask: Tensor  # [N, A] bool
     reward: Tensor  # [N] float32
+    action_valid: Bool[Tensor, " N"]  # False where an env says that the taken action was invalid
     terminated: Tensor  # [N] bool
     truncated: Tensor  # [N] bool
     ended: Tensor  # [E] int64, indices of envs
@@ -76,6 +78,7 @@ class SyncVector:
             action_mask=mask_tensor(self.spec, masks),
             # through numpy: torch.tensor() of a Python list takes ten times as long
             reward=torch.from_numpy(np.array(reward, np.float32)),
+            action_valid=torch.from_numpy(np.array([env.action_valid for env in self._envs])),
             terminated=torch.from_numpy(np.array(terminated, bool)),
             truncated=torch.from_numpy(np.array(truncated, bool)),
             **(final_rows(self.spec, ended) if ended else {**self._none_ended, "episodes": []}),
@@ -129,12 +132,16 @@ class AsyncVector:
             observed, reward, terminated, truncated, info = self._pool.step(action.numpy())
         raise_first_error(info)
         obs, mask = self._read(observed)
+        action_valid = torch.ones(self.num_envs, dtype=torch.bool)
+        if "invalid" in info:
+            action_valid = torch.from_numpy(~info["invalid"])
         ends = info.get("ended", ())
         ended = {index: end for index, end in enumerate(ends) if end is not None}
         return VectorStep(
             obs=obs,
             action_mask=mask,
             reward=torch.from_numpy(reward.astype(np.float32)),
+            action_valid=action_valid,
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
             **(final_rows(self.spec, ended) if ended else {**self._none_ended, "episodes": []}),
@@ -211,6 +218,8 @@ class _WorkerEnv(gym.Env):
         except Exception as error:  # Gymnasium would print it, and lose it if it holds a "%"
             return self._nothing, 0.0, False, False, {"error": _shown(error)}
         info = {} if end is None else {"ended": end}
+        if not self._env.action_valid:
+            info["invalid"] = True  # absent: False, in the array that Gymnasium makes of it
         return self._observe(obs, mask), reward, terminated, truncated, info
 
     def capture(self) -> dict[str, Any]:

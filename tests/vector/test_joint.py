@@ -38,6 +38,7 @@ def test_env_i_plays_game_i_modulo_their_number():
         successor = obs + torch.tensor([0, 1])  # same tag, next t
         assert torch.equal(step.reward, successor[:, 1])
         assert torch.equal(step.final_obs, successor[step.ended])
+        assert step.action_valid.tolist() == [True] * 12
         expected = [counter_mask(int(t), 3).tolist() for t in step.final_obs[:, 1]]
         assert step.final_action_mask.tolist() == expected
         assert [episode.game for episode in step.episodes] == [i % 3 for i in step.ended.tolist()]

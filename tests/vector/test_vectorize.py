@@ -306,3 +306,57 @@ def test_there_has_to_be_an_env(num_envs):
 def test_there_has_to_be_a_game():
     with pytest.raises(ValueError, match="game"):
         make_vector((), 2, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("always", [True, False])
+def test_what_an_env_says_of_the_taken_actions(make, kind, always):
+    vector = make("Telling", kind, num_envs=3, always=always)
+    vector.reset()
+    invalid, lengths = torch.zeros(3, dtype=torch.int64), []
+    for t in range(1, 11):
+        action = torch.tensor([0, 2, 2 if t % 3 == 0 else 1])
+        step = vector.step(action)
+        assert step.action_valid.dtype == torch.bool
+        assert step.action_valid.tolist() == (action != 2).tolist()
+        invalid += ~step.action_valid
+        assert step.action_mask.all()  # it has none
+        if step.episodes:
+            lengths.append([episode.episode_length for episode in step.episodes])
+            assert [episode.invalid_actions for episode in step.episodes] == invalid.tolist()
+            invalid.zero_()
+    assert lengths == [[5, 5, 5], [5, 5, 5]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_actions_of_an_env_that_says_nothing_are_valid(make, kind):
+    vector = make("Corridor", kind)
+    _, steps = play(vector, vector.reset()[1], 30)
+    assert all(step.action_valid.tolist() == [True, True] for step in steps)
+    assert not any(episode.invalid_actions for step in steps for episode in step.episodes)
+
+
+@pytest.mark.parametrize("says", [0, None, np.array([False]), "no"])
+def test_what_is_neither_true_nor_false_is_an_error(make, says):
+    vector = make("Telling", "sync", says=says)
+    vector.reset()
+    with pytest.raises(EnvError, match=r"info\['action_valid'\] is .* give True or False"):
+        vector.step(REPEAT + 2)
+
+
+def test_numpys_bool_is_one(make):
+    vector = make("Telling", "sync", says=np.False_)
+    vector.reset()
+    assert vector.step(torch.tensor([2, 0])).action_valid.tolist() == [False, True]
+    assert vector.step(torch.tensor([0, 2])).action_valid.tolist() == [True, False]
+
+
+def test_it_is_known_again_after_a_restore(make):
+    vector, twin = make("Telling", "sync"), make("Telling", "sync")
+    vector.reset()
+    vector.step(REPEAT + 2)
+    twin.restore(vector.capture())
+    for action in (0, 2, 0, 2):
+        one, other = vector.step(REPEAT + action), twin.step(REPEAT + action)
+        assert_same_steps([one], [other])
+    assert [episode.invalid_actions for episode in other.episodes] == [3, 3]
