@@ -27,6 +27,7 @@ GAMES = {  # name -> seed, random steps, keyword arguments
     "CVRP": (0, 30, {"num_customers": 50}),
     "JobShop": (0, 55, {}),
     "TMaze": (1, 30, {}),
+    "Adventure": (2, 25, {}),
 }
 
 

@@ -39,6 +39,10 @@ register("rlmask/Othello-v0", "rlmask_envs.othello")
 register("rlmask/CVRP-v0", "rlmask_envs.cvrp")
 register("rlmask/JobShop-v0", "rlmask_envs.job_shop")
 register("rlmask/TMaze-v0", "rlmask_envs.tmaze", 200)
+register("rlmask/Adventure-v0", "rlmask_envs.adventure", 50)
+
+# hides the mask of another env; the limit counts invalid actions too
+gymnasium.register("rlmask/Unmasked-v0", "rlmask_envs.unmasked:UnmaskedEnv", max_episode_steps=200)
 
 # games of other packages, which are imported when one is made
 for _name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):

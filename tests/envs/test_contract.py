@@ -30,6 +30,7 @@ SPECS = {spec.name: spec for spec in gym.registry.values() if spec.entry_point =
 GAMES = sorted(SPECS)
 SUITE = ["Courier", "Game2048", "Snake", "Sokoban", "Tetris"]
 SMALL = {  # other sizes, in which episodes end sooner
+    "Adventure": {"world": 3, "num_uses": 1},
     "CVRP": {"num_customers": 5, "capacity": 15},
     "ConnectFour": {"height": 4, "width": 5, "opponent": "heuristic"},
     "Courier": {"height": 7, "width": 8, "num_doors": 1},
@@ -54,7 +55,7 @@ def module_of(name):
 
 
 def test_the_games_are_there():
-    others = {"CVRP", "ConnectFour", "JobShop", "Minesweeper", "Othello", "TMaze"}
+    others = {"Adventure", "CVRP", "ConnectFour", "JobShop", "Minesweeper", "Othello", "TMaze"}
     assert set(GAMES) == set(SMALL) == {*SUITE, *others}
 
 
