@@ -25,7 +25,7 @@ from rlmask.types import ObsSpec, captured_specs
 from rlmask.validity import ValidityConfig, ValidityHead, validity_gradient
 from rlmask.vector import SpaceError, VectorEnv, VectorStep
 
-CHECK_PERIOD = 16  # gradient steps between two validations
+CHECK_PERIOD = 32  # gradient steps between two validations
 LEAST_TO_GO_OFF = 50  # predictions of "invalid" without which nothing speaks against them
 
 

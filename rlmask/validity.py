@@ -62,11 +62,11 @@ class ValidityConfig:
     """Held-out steps that are looked back on."""
     capacity: int = 16_384
     """Steps that are learned from, the last with a valid action and as many without."""
-    period: int = 128
+    period: int = 32
     """Env steps between two gradient steps of the head."""
     batch_size: int = 256
     """Steps of a gradient step, half of them with a valid action."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Of Adam."""
     hidden_sizes: tuple[int, ...] = (64, 32)
     """Widths of the head's fully connected layers."""
