@@ -53,6 +53,12 @@ class Ring:
         """Return observations, actions and labels of some rows."""
         return self.obs[rows], self.action[rows], self.valid[rows]
 
+    def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " B"]:
+        """Return rows, drawn so that each action that is there comes as often as any other."""
+        action = self.action[: len(self)]
+        weight = 1.0 / torch.bincount(action)[action]
+        return torch.multinomial(weight, count, replacement=True, generator=generator)
+
     def capture(self) -> dict[str, Any]:
         """Return all of it."""
         return {"obs": self.obs, "action": self.action, "valid": self.valid, "count": self.count}
@@ -158,11 +164,15 @@ class LearnedMask:
         self._envs.close()
 
     def _narrowed(self, obs: Tensor, mask: Bool[Tensor, " N A"]) -> Bool[Tensor, " N A"]:
-        wide = torch.rand(len(obs), 1, generator=self._generator) < self._config.explore
-        narrow = torch.where(wide, mask, self.acting.narrow(obs, mask))
-        self._sums["eliminated"] += float((mask & ~narrow).float().mean())
+        """Return the mask to act under: narrowed, or one eliminated action to be tried again."""
+        narrow = self.acting.narrow(obs, mask)
+        gone = mask & ~narrow
+        self._sums["eliminated"] += float(gone.float().mean())
         self._sums["steps"] += 1
-        return narrow
+        draws = torch.rand(len(obs), 1 + mask.shape[-1], generator=self._generator)
+        tried = (draws[:, 1:] * gone).argmax(-1, keepdim=True)
+        explores = (draws[:, :1] < self._config.explore) & gone.any(-1, keepdim=True)
+        return torch.where(explores, torch.zeros_like(mask).scatter_(-1, tried, True), narrow)
 
     def _learn(self, obs: Tensor, action: Tensor, valid: Bool[Tensor, " N"]) -> None:
         self._sums["invalid"] += float((~valid).float().mean())
@@ -180,10 +190,7 @@ class LearnedMask:
 
     def _gradient_step(self) -> None:
         half = self._config.batch_size // 2
-        drawn = [
-            ring.read(torch.randint(len(ring), (half,), generator=self._generator))
-            for ring in self._rings
-        ]
+        drawn = [ring.read(ring.draw(half, self._generator)) for ring in self._rings]
         obs, action, valid = (torch.cat(columns) for columns in zip(*drawn, strict=True))
         logits, pullback = self._learner.vjp(obs)
         pullback(validity_gradient(logits, action, valid, self._config))
@@ -194,7 +201,7 @@ class LearnedMask:
         config, acting = self._config, self.acting
         was_on = bool(acting.is_on)
         acting.load_state_dict({**self._learner.state_dict(), "is_on": acting.is_on})
-        if config.rule == "bound":
+        if config.rule != "threshold":
             columns = zip(*(ring.read(slice(len(ring))) for ring in self._rings), strict=True)
             obs, action, valid = (torch.cat(column) for column in columns)
             features = acting.features(obs)

@@ -33,7 +33,7 @@ from rlmask.types import ActionSpec, ObsSpec
 class ValidityConfig:
     """Settings of a learned mask."""
 
-    rule: Literal["threshold", "bound"] = "threshold"
+    rule: Literal["threshold", "bound", "novel"] = "threshold"
     """threshold: eliminate where P(invalid) > threshold; bound: where the lower confidence bound
     of a linear regression on the head's features is (Zahavy et al. 2018)."""
     threshold: float = 0.9
@@ -110,7 +110,7 @@ class ValidityHead(nn.Module):
         self.torso = Torso(1, obs, config.hidden_sizes, "tanh", generator)
         self.head = head(width, num_actions, 0.01, generator)
         self.register_buffer("is_on", torch.tensor(False))
-        bound = config.rule == "bound"
+        bound = config.rule != "threshold"
         self.register_buffer("theta", torch.zeros(num_actions, width + 1) if bound else None)
         square = torch.zeros(num_actions, width + 1, width + 1) if bound else None
         self.register_buffer("inverse", square)
@@ -142,7 +142,12 @@ class ValidityHead(nn.Module):
             ridge = Ridge(self.theta, self.inverse)
             width = self.config.bound_width
             return eliminated(self.features(obs), ridge, beta=width, threshold=threshold)
-        return torch.sigmoid(-self.forward(obs)) > threshold
+        p = torch.sigmoid(-self.forward(obs))
+        if self.config.rule == "novel":
+            f = self.features(obs)
+            spread = torch.einsum("bf,afg,bg->ba", f, self.inverse, f)
+            return p - (self.config.bound_width * spread.clamp(min=0)).sqrt() > threshold
+        return p > threshold
 
     def narrow(self, obs: Tensor, mask: Bool[Tensor, " B A"]) -> Bool[Tensor, " B A"]:
         """Return the mask without the eliminated actions; as it is where none would be left."""
