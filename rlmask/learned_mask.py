@@ -28,6 +28,8 @@ from rlmask.vector import SpaceError, VectorEnv, VectorStep
 CHECK_PERIOD = 32  # gradient steps between two validations
 LEAST_TO_GO_OFF = 50  # predictions of "invalid" without which nothing speaks against them
 
+TOLERANCE = 5  # it goes off with so many times the errors with which it went on
+
 
 class Ring:
     """The last steps with their labels: observation, action, whether it was valid."""
@@ -190,7 +192,13 @@ class LearnedMask:
 
     def _gradient_step(self) -> None:
         half = self._config.batch_size // 2
-        drawn = [ring.read(ring.draw(half, self._generator)) for ring in self._rings]
+        invalid, valid = self._rings
+        # each action that was ever valid as often as any other: some hardly ever are
+        rows = (
+            torch.randint(len(invalid), (half,), generator=self._generator),
+            valid.draw(half, self._generator),
+        )
+        drawn = [ring.read(r) for ring, r in zip(self._rings, rows, strict=True)]
         obs, action, valid = (torch.cat(columns) for columns in zip(*drawn, strict=True))
         logits, pullback = self._learner.vjp(obs)
         pullback(validity_gradient(logits, action, valid, self._config))
@@ -201,7 +209,7 @@ class LearnedMask:
         config, acting = self._config, self.acting
         was_on = bool(acting.is_on)
         acting.load_state_dict({**self._learner.state_dict(), "is_on": acting.is_on})
-        if config.rule != "threshold":
+        if config.rule == "bound":
             columns = zip(*(ring.read(slice(len(ring))) for ring in self._rings), strict=True)
             obs, action, valid = (torch.cat(column) for column in columns)
             features = acting.features(obs)
@@ -218,8 +226,10 @@ class LearnedMask:
             "recall": right / max(1, num_invalid),
             "kept": kept,
         }
-        if was_on:  # twice the errors that are allowed are clearly too many
-            bad = precision < 2 * config.precision - 1 or kept < 2 * config.recall - 1
+        if was_on:
+            bad = 1 - precision > TOLERANCE * (1 - config.precision) or 1 - kept > TOLERANCE * (
+                1 - config.recall
+            )
             acting.is_on.fill_(not (bad and called >= LEAST_TO_GO_OFF))
         else:
             good = precision >= config.precision and kept >= config.recall

@@ -33,10 +33,10 @@ from rlmask.types import ActionSpec, ObsSpec
 class ValidityConfig:
     """Settings of a learned mask."""
 
-    rule: Literal["threshold", "bound", "novel"] = "threshold"
+    rule: Literal["threshold", "bound"] = "threshold"
     """threshold: eliminate where P(invalid) > threshold; bound: where the lower confidence bound
     of a linear regression on the head's features is (Zahavy et al. 2018)."""
-    threshold: float = 0.9
+    threshold: float = 0.95
     """Above which an action is eliminated; for the head, valid and invalid are equally likely."""
     bound_width: float = 0.1
     """β of the bound: the wider, the more often an action is tried before it is eliminated."""
@@ -55,12 +55,12 @@ class ValidityConfig:
     least_predictions: int = 500
     """Held-out predictions of "invalid" that this takes."""
     explore: float = 0.02
-    """Share of the steps at which the mask of the env counts, so that mistakes show."""
+    """Share of the steps at which one eliminated action, drawn at random, is tried again."""
     held_out: float = 0.1
     """Share of the steps that are never learned from, but predicted."""
     window: int = 4096
     """Held-out steps that are looked back on."""
-    capacity: int = 16_384
+    capacity: int = 32_768
     """Steps that are learned from, the last with a valid action and as many without."""
     period: int = 32
     """Env steps between two gradient steps of the head."""
@@ -110,7 +110,7 @@ class ValidityHead(nn.Module):
         self.torso = Torso(1, obs, config.hidden_sizes, "tanh", generator)
         self.head = head(width, num_actions, 0.01, generator)
         self.register_buffer("is_on", torch.tensor(False))
-        bound = config.rule != "threshold"
+        bound = config.rule == "bound"
         self.register_buffer("theta", torch.zeros(num_actions, width + 1) if bound else None)
         square = torch.zeros(num_actions, width + 1, width + 1) if bound else None
         self.register_buffer("inverse", square)
@@ -142,12 +142,7 @@ class ValidityHead(nn.Module):
             ridge = Ridge(self.theta, self.inverse)
             width = self.config.bound_width
             return eliminated(self.features(obs), ridge, beta=width, threshold=threshold)
-        p = torch.sigmoid(-self.forward(obs))
-        if self.config.rule == "novel":
-            f = self.features(obs)
-            spread = torch.einsum("bf,afg,bg->ba", f, self.inverse, f)
-            return p - (self.config.bound_width * spread.clamp(min=0)).sqrt() > threshold
-        return p > threshold
+        return torch.sigmoid(-self.forward(obs)) > threshold
 
     def narrow(self, obs: Tensor, mask: Bool[Tensor, " B A"]) -> Bool[Tensor, " B A"]:
         """Return the mask without the eliminated actions; as it is where none would be left."""
