@@ -51,9 +51,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/games.png")
     arguments = parser.parse_args()
     figure, axes = plt.subplots(2, 6, figsize=(18, 6.6), layout="constrained")
-    for axis in axes.flat:
+    for axis, name in zip(axes.flat, GAMES, strict=True):
         axis.axis("off")
-    for axis, name in zip(axes.flat, GAMES, strict=False):  # the last place stays empty
         axis.imshow(frame(name), interpolation="antialiased")
         axis.set_title(name)
     figure.savefig(arguments.out, dpi=90)

@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
 def settings(algo: str, kind: str, seed: int, total_steps: int | None) -> Any:
     """Return the settings of a run: those of the config but for the mask."""
-    path = ROOT / "configs" / algo / "adventure.yaml"
+    path = ROOT / "configs" / algo / "adventure_unmasked.yaml"
     config = parse_config(read_yaml(path), str(path)).settings
     config = replace(config, seed=seed, total_steps=total_steps or config.total_steps)
     if kind == "learned":

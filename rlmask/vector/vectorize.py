@@ -217,7 +217,7 @@ class _WorkerEnv(gym.Env):
             obs, mask, reward, terminated, truncated, end = self._env.step(action.tolist())
         except Exception as error:  # Gymnasium would print it, and lose it if it holds a "%"
             return self._nothing, 0.0, False, False, {"error": _shown(error)}
-        info = {} if end is None else {"ended": end}
+        info: dict[str, Any] = {} if end is None else {"ended": end}
         if not self._env.action_valid:
             info["invalid"] = True  # absent: False, in the array that Gymnasium makes of it
         return self._observe(obs, mask), reward, terminated, truncated, info
