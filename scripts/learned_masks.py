@@ -54,11 +54,11 @@ class Run(NamedTuple):
     kept: float | None
 
 
-def settings(algo: str, kind: str, seed: int, total_steps: int | None) -> Any:
+def settings(algo: str, kind: str, seed: int, total_steps: int) -> Any:
     """Return the settings of a run: those of the config but for the mask."""
     path = ROOT / "configs" / algo / "adventure_unmasked.yaml"
     config = parse_config(read_yaml(path), str(path)).settings
-    config = replace(config, seed=seed, total_steps=total_steps or config.total_steps)
+    config = replace(config, seed=seed, total_steps=total_steps)
     if kind == "learned":
         return config
     config = replace(config, learned_mask=False)
@@ -74,7 +74,7 @@ def true_game(config: Any) -> Game:
     return Game(env_id=config.env_kwargs["env_id"], env_kwargs=inner)
 
 
-def train(algo: str, kind: str, seed: int, total_steps: int | None, threshold: float) -> Run:
+def train(algo: str, kind: str, seed: int, total_steps: int, threshold: float) -> Run:
     """Train until the threshold is reached, and half as long again; return what it showed."""
     config = settings(algo, kind, seed, total_steps)
     steps, returns = [], []
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algos", nargs="+", choices=ALGOS, default=list(ALGOS))
-    parser.add_argument("--total-steps", type=int, help="in place of those of the configs")
-    parser.add_argument("--threshold", type=float, default=0.5, help="a mean training return")
+    parser.add_argument("--total-steps", type=int, default=1_000_000, help="of a run at most")
+    parser.add_argument("--threshold", type=float, default=0.8, help="a mean training return")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "learned_masks.png")
     arguments = parser.parse_args()
     algos = chosen(arguments.algos)
@@ -181,8 +181,7 @@ def main() -> None:
     print(f"| | {reached} | precision of invalid when first on |")
     print("|---|---|---|")
     for algo in algos:
-        steps = arguments.total_steps or settings(algo, "none", 0, None).total_steps
-        report(algo, results[algo], steps)
+        report(algo, results[algo], arguments.total_steps)
     draw(results, arguments.threshold, arguments.out)
 
 
