@@ -53,11 +53,10 @@ def run(algo, **changes):
         return ppo.PPOConfig(**{**more, **small, **changes}), ppo
     small = {
         "phases_per_update": 64,
-        "total_steps": 4096,
-        "num_gradient_steps": 1,
+        "total_steps": 6144,
         "learning_starts": 256,
         "batch_size": 32,
-        "epsilon_steps": 2000,
+        "epsilon_steps": 3000,
         "replay_capacity": 4096,
     }
     return dqn.DQNConfig(**{**more, **small, **changes}), dqn
