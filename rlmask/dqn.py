@@ -32,6 +32,7 @@ from rlmask.config import (
 )
 from rlmask.episodes import RecentEpisodes
 from rlmask.joint_replay import JointReplay, seeds_of
+from rlmask.learned_mask import head_of, load_head, validity_metrics, with_learned_mask
 from rlmask.networks import QNetwork, choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
@@ -52,7 +53,7 @@ from rlmask.ops import (
     values_of_gradient,
 )
 from rlmask.optim import FlatAdam, flatten_weights
-from rlmask.policies import q_policy
+from rlmask.policies import narrowing, q_policy
 from rlmask.replay import Replay, least_capacity
 from rlmask.torso import Activation
 from rlmask.transfer import Initial
@@ -66,6 +67,7 @@ from rlmask.types import (
     captured_specs,
     tree_map,
 )
+from rlmask.validity import ValidityConfig
 from rlmask.vector import (
     Game,
     MaskSource,
@@ -169,6 +171,10 @@ class DQNConfig:
     """Each of several games has a first layer of its own."""
     game_heads: bool = False
     """Each of several games has a last layer of its own, not one over the union."""
+    learned_mask: bool = False
+    """Narrow the mask by one learned from what the env says of the actions that were taken."""
+    validity: ValidityConfig = field(default_factory=ValidityConfig)
+    """How that is learned."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     num_threads: int = 1
@@ -256,7 +262,7 @@ def train(
     """
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
-    with debugging(config.debug), closing(envs_of(config)) as envs:
+    with debugging(config.debug), closing(with_learned_mask(envs_of(config), config)) as envs:
         yield from _train(config, envs, device, resume, initial)
 
 
@@ -308,13 +314,14 @@ def _train(
             env_steps=update * config.steps_per_update,
             metrics={
                 **state.recent.metrics(),
+                **validity_metrics(envs),
                 **metrics_of(seen, drawn, state.network),
                 "replay/transitions": float(len(state.replay)),
                 "train/epsilon": epsilon,
                 "train/learning_rate": learning_rate,
             },
             episodes=episodes,
-            policy=q_policy(state.network),
+            policy=narrowing(q_policy(state.network), head_of(envs)),
             capture=partial(capture, state, envs, update),
         )
 
@@ -438,7 +445,8 @@ def load_policy(config: DQNConfig, state: Mapping[str, Any], *, greedy: bool, se
     """
     generator = torch.Generator().manual_seed(seed)
     epsilon = 0.0 if greedy else config.epsilon_end
-    return q_policy(load_network(config, state), epsilon=epsilon, generator=generator)
+    policy = q_policy(load_network(config, state), epsilon=epsilon, generator=generator)
+    return narrowing(policy, load_head(config, state))
 
 
 def load_network(config: DQNConfig, state: Mapping[str, Any]) -> QNetwork:

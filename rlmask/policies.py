@@ -16,6 +16,7 @@ from rlmask.quantize import QuantizedNetwork
 from rlmask.recurrent_network import RecurrentActorCritic
 from rlmask.set_network import SetActorCritic
 from rlmask.types import Policy
+from rlmask.validity import ValidityHead
 
 ActorNetwork = ActorCritic | ActorMimicNetwork | QuantizedNetwork | SetActorCritic
 
@@ -142,6 +143,23 @@ def q_policy(
         return action.to(obs.device)
 
     return policy
+
+
+def narrowing(policy: Policy, head: ValidityHead | None) -> Policy:
+    """Return a policy that sees the mask without the actions that a head eliminates; None: all.
+
+    Raises:
+        TypeError: in the policy, if observations are of another kind of number.
+    """
+    if head is None:
+        return policy
+
+    @torch.inference_mode()
+    def narrowed(obs: Tensor, action_mask: Bool[Tensor, " B A"]) -> Int[Tensor, " B *parts"]:
+        seen = as_known(obs, head.obs_spec.torch_dtype).cpu()
+        return policy(obs, head.narrow(seen, action_mask.cpu()).to(action_mask.device))
+
+    return narrowed
 
 
 def as_known(obs: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,6 +27,7 @@ from rlmask.config import (
     check_unit_interval,
 )
 from rlmask.episodes import RecentEpisodes
+from rlmask.learned_mask import head_of, load_head, validity_metrics, with_learned_mask
 from rlmask.networks import ActorCritic, choose_device
 from rlmask.normalize import PopArt, RewardScaler
 from rlmask.ops import (
@@ -44,7 +45,7 @@ from rlmask.ops import (
     split_parts,
 )
 from rlmask.optim import FlatAdam
-from rlmask.policies import actor_policy
+from rlmask.policies import actor_policy, narrowing
 from rlmask.set_network import SetActorCritic
 from rlmask.torso import Activation
 from rlmask.transfer import Initial
@@ -60,6 +61,7 @@ from rlmask.types import (
     split,
     tree_map,
 )
+from rlmask.validity import ValidityConfig
 from rlmask.vector import (
     Game,
     MaskSource,
@@ -149,6 +151,10 @@ class PPOConfig:
     """Each of several games has a first layer of its own (needs shared_torso)."""
     game_heads: bool = False
     """Each of several games has a last layer of its own, not one over the union (the same)."""
+    learned_mask: bool = False
+    """Narrow the mask by one learned from what the env says of the actions that were taken."""
+    validity: ValidityConfig = field(default_factory=ValidityConfig)
+    """How that is learned."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     num_threads: int = 1
@@ -258,7 +264,7 @@ def train(
     """
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
-    with debugging(config.debug), closing(envs_of(config)) as envs:
+    with debugging(config.debug), closing(with_learned_mask(envs_of(config), config)) as envs:
         yield from _train(config, envs, device, resume, initial)
 
 
@@ -301,6 +307,7 @@ def _train(
             env_steps=update * config.steps_per_update,
             metrics={
                 **state.recent.metrics(),
+                **validity_metrics(envs),
                 **losses,
                 "loss/explained_variance": explained_variance(
                     batch.value, batch.value_target
@@ -309,7 +316,7 @@ def _train(
                 "train/learning_rate": learning_rate,
             },
             episodes=episodes,
-            policy=actor_policy(state.network, greedy=True),
+            policy=narrowing(actor_policy(state.network, greedy=True), head_of(envs)),
             capture=partial(capture, state, envs, update),
         )
 
@@ -373,7 +380,8 @@ def load_policy(config: PPOConfig, state: Mapping[str, Any], *, greedy: bool, se
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    return actor_policy(load_network(config, state), greedy=greedy, generator=generator)
+    policy = actor_policy(load_network(config, state), greedy=greedy, generator=generator)
+    return narrowing(policy, load_head(config, state))
 
 
 def load_network(config: PPOConfig, state: Mapping[str, Any]) -> PPONetwork:

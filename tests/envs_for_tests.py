@@ -543,6 +543,42 @@ class Telling(gym.Env):
         return np.full(1, self.t, np.float32), 0.0, self.t == 5, False, info
 
 
+class Doors(gym.Env):
+    """A row of rooms with `doors` doors each, of which only that to the next and that back open.
+
+    No mask: info["action_valid"] says whether the door opened. Trying costs 0.1, the last room is
+    worth 1. With `where` info the mask is there as well.
+    """
+
+    def __init__(self, rooms=5, doors=12, where="none"):
+        self.observation_space = spaces.Discrete(rooms)
+        self.action_space = spaces.Discrete(doors)
+        self.rooms, self.doors, self.where = rooms, doors, where
+
+    def mask(self):
+        mask = np.zeros(self.doors, np.int8)
+        mask[[self.on(), self.back()]] = 1
+        return mask
+
+    def on(self):
+        return (7 * self.at + 3) % self.doors
+
+    def back(self):
+        return (7 * self.at + 5) % self.doors
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = int(self.np_random.integers(self.rooms - 1))
+        return report(self.where, self.at, self.mask())
+
+    def step(self, action):
+        move = {self.on(): 1, self.back(): -1}.get(int(action))
+        self.at = max(0, self.at + (move or 0))
+        won = self.at == self.rooms - 1
+        obs, info = report(self.where, self.at, self.mask())
+        return obs, 0.9 if won else -0.1, won, False, {**info, "action_valid": move is not None}
+
+
 class Counters(VectorEnv):
     """Counter as one vector env, which resets within the step, and uses its arrays again and again.
 
@@ -691,6 +727,7 @@ SINGLE = (
 for _env in SINGLE:
     gym.register(f"rlmask-tests/{_env.__name__}-v0", entry_point=_env)
 gym.register("rlmask-tests/Counter-v0", entry_point=Counter, max_episode_steps=5)
+gym.register("rlmask-tests/Doors-v0", entry_point=Doors, max_episode_steps=40)
 gym.register("rlmask-tests/Both-v0", entry_point=Counter, vector_entry_point=Counters)
 for _env in (Counters, CountersWithState, NativeSpaces):
     gym.register(f"rlmask-tests/{_env.__name__}-v0", vector_entry_point=_env)

@@ -20,6 +20,7 @@ COMMANDS = {
     "draw_games.py": ["--out", "games.png"],
     "count_invalid_samples.py": ["--help"],
     "kill_and_resume.py": ["--help"],
+    "learned_masks.py": ["--help"],
     "mask_ablation.py": ["--help"],
     "memory.py": ["--help"],
     "quantized_students.py": ["--help"],

@@ -1,0 +1,261 @@
+"""A mask that is learned from what an env says of the actions that were taken.
+
+For envs that punish invalid actions but emit no mask. `LearnedMask` stands between the envs and a
+trainer: the masks that come out are narrowed by a head that learns, from the signal about each
+taken action, which ones are invalid. It never makes an action valid that the env's mask rules out,
+leaves at least one, and narrows nothing until it has proved right on steps it never learned from.
+
+Reference: Zahavy et al. 2018, arXiv:1809.02121 (action elimination).
+
+Dimension key: `N` envs, `B` rows, `A` actions.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from rlmask.ops import fit_ridge
+from rlmask.optim import FlatAdam
+from rlmask.types import ObsSpec, captured_specs
+from rlmask.validity import ValidityConfig, ValidityHead, validity_gradient
+from rlmask.vector import SpaceError, VectorEnv, VectorStep
+
+CHECK_PERIOD = 32  # gradient steps between two validations
+LEAST_TO_GO_OFF = 50  # predictions of "invalid" without which nothing speaks against them
+
+TOLERANCE = 5  # it goes off with so many times the errors with which it went on
+
+
+class Ring:
+    """The last steps with their labels: observation, action, whether it was valid."""
+
+    def __init__(self, capacity: int, obs: ObsSpec) -> None:
+        self.obs = torch.zeros((capacity, *obs.shape), dtype=obs.torch_dtype)
+        self.action = torch.zeros(capacity, dtype=torch.int64)
+        self.valid = torch.zeros(capacity, dtype=torch.bool)
+        self.count = 0  # of all that ever came
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.action))
+
+    def add(self, obs: Tensor, action: Int[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
+        """Remember some steps, in the place of the oldest."""
+        capacity = len(self.action)
+        obs, action, valid = (x[-capacity:] for x in (obs, action, valid))
+        rows = (torch.arange(len(action)) + self.count) % capacity
+        self.obs[rows], self.action[rows], self.valid[rows] = obs, action, valid
+        self.count += len(action)
+
+    def read(self, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return observations, actions and labels of some rows."""
+        return self.obs[rows], self.action[rows], self.valid[rows]
+
+    def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " B"]:
+        """Return rows, drawn so that each action that is there comes as often as any other."""
+        action = self.action[: len(self)]
+        weight = 1.0 / torch.bincount(action)[action]
+        return torch.multinomial(weight, count, replacement=True, generator=generator)
+
+    def capture(self) -> dict[str, Any]:
+        """Return all of it."""
+        return {"obs": self.obs, "action": self.action, "valid": self.valid, "count": self.count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Copy what was captured."""
+        for own, name in ((self.obs, "obs"), (self.action, "action"), (self.valid, "valid")):
+            own.copy_(state[name])
+        self.count = int(state["count"])
+
+
+class LearnedMask:
+    """Envs whose masks are narrowed by what is learned from them; a `VectorEnv` itself.
+
+    Args:
+        envs: that say of the taken actions whether they were valid.
+        seed: of the run.
+
+    Raises:
+        SpaceError: if there are several games, or an action has several parts.
+    """
+
+    def __init__(self, envs: VectorEnv, config: ValidityConfig, seed: int) -> None:
+        spec = envs.spec
+        if len(spec.action.nvec) > 1 or len(spec.games) > 1:
+            raise SpaceError(
+                f"{spec.games[0].env_id}: a learned mask is for one game whose actions have one "
+                "part; set learned_mask to false"
+            )
+        self.spec, self.num_envs, self._envs, self._config = spec, envs.num_envs, envs, config
+        # not the stream of the policy's draws, which come from the same seed
+        self._generator = torch.Generator().manual_seed((seed + 0x5EED) % 2**63)
+        with torch.random.fork_rng(devices=()):
+            self._learner = ValidityHead(spec.obs, spec.action, config, self._generator)
+        self._optimizer = FlatAdam(self._learner)
+        # what narrows is the very head that was validated, not the one that goes on learning
+        self.acting = copy.deepcopy(self._learner).requires_grad_(False)
+        half = config.capacity // 2
+        self._rings = [Ring(half, spec.obs), Ring(half, spec.obs)]  # of invalid, of valid ones
+        self._held_out = Ring(config.window, spec.obs)
+        self._num_steps = self._num_learned = 0
+        self._obs = self._mask = torch.empty(0)
+        self._found = {"precision": 0.0, "recall": 0.0, "kept": 1.0}
+        self._sums = {"eliminated": 0.0, "invalid": 0.0, "steps": 0.0}
+
+    def reset(self) -> tuple[Tensor, Tensor]:
+        """Start an episode in every env; return obs [N, *obs] and mask [N, A]."""
+        self._obs, mask = self._envs.reset()
+        self._mask = self._narrowed(self._obs, mask)
+        return self._obs, self._mask
+
+    def step(self, action: Tensor) -> VectorStep:
+        """Take one action [N] in every env, and learn from what comes of it."""
+        step = self._envs.step(action)
+        with torch.inference_mode(False), torch.no_grad():
+            self._learn(self._obs, action, step.action_valid)
+            self._obs, self._mask = step.obs, self._narrowed(step.obs, step.action_mask)
+            final_mask = self.acting.narrow(step.final_obs, step.final_action_mask)
+        return replace(step, action_mask=self._mask, final_action_mask=final_mask)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is to be logged of the steps since the last call."""
+        steps = max(1.0, self._sums["steps"])
+        shares = {name: self._sums[name] / steps for name in ("eliminated", "invalid")}
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        figures = {**self._found, "on": float(self.acting.is_on), **shares}
+        return {f"validity/{name}": value for name, value in figures.items()}
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state of the envs and of all that is learned."""
+        return {
+            "envs": self._envs.capture(),
+            "learner": self._learner.state_dict(),
+            "acting": self.acting.state_dict(),
+            "optimizer": self._optimizer.capture(),
+            "rings": [ring.capture() for ring in (*self._rings, self._held_out)],
+            "generator": self._generator.get_state(),
+            "num_steps": self._num_steps,
+            "num_learned": self._num_learned,
+            "mask": self._mask,
+            "found": dict(self._found),
+            "sums": dict(self._sums),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Bring envs and head back to a captured state; return obs and mask."""
+        self._obs, mask = self._envs.restore(state["envs"])
+        self._learner.load_state_dict(state["learner"])
+        self.acting.load_state_dict(state["acting"])
+        self._optimizer.restore(state["optimizer"])
+        for ring, captured in zip((*self._rings, self._held_out), state["rings"], strict=True):
+            ring.restore(captured)
+        self._generator.set_state(state["generator"])
+        self._num_steps, self._num_learned = state["num_steps"], state["num_learned"]
+        self._found, self._sums = dict(state["found"]), dict(state["sums"])
+        # an env that does not repeat itself may by now have another mask
+        kept = mask & state["mask"]
+        self._mask = torch.where(kept.any(-1, keepdim=True), kept, mask)
+        return self._obs, self._mask
+
+    def close(self) -> None:
+        """Close the envs."""
+        self._envs.close()
+
+    def _narrowed(self, obs: Tensor, mask: Bool[Tensor, " N A"]) -> Bool[Tensor, " N A"]:
+        """Return the mask to act under: narrowed, or one eliminated action to be tried again."""
+        narrow = self.acting.narrow(obs, mask)
+        gone = mask & ~narrow
+        self._sums["eliminated"] += float(gone.float().mean())
+        self._sums["steps"] += 1
+        draws = torch.rand(len(obs), 1 + mask.shape[-1], generator=self._generator)
+        tried = (draws[:, 1:] * gone).argmax(-1, keepdim=True)
+        explores = (draws[:, :1] < self._config.explore) & gone.any(-1, keepdim=True)
+        return torch.where(explores, torch.zeros_like(mask).scatter_(-1, tried, True), narrow)
+
+    def _learn(self, obs: Tensor, action: Tensor, valid: Bool[Tensor, " N"]) -> None:
+        self._sums["invalid"] += float((~valid).float().mean())
+        held_out = torch.rand(len(obs), generator=self._generator) < self._config.held_out
+        self._held_out.add(obs[held_out], action[held_out], valid[held_out])
+        for ring, rows in zip(self._rings, (~valid & ~held_out, valid & ~held_out), strict=True):
+            ring.add(obs[rows], action[rows], valid[rows])
+        self._num_steps += len(obs)
+        while self._num_learned < self._num_steps // self._config.period:
+            self._num_learned += 1
+            if all(len(ring) for ring in self._rings):
+                self._gradient_step()
+                if self._num_learned % CHECK_PERIOD == 0:
+                    self._validate()
+
+    def _gradient_step(self) -> None:
+        half = self._config.batch_size // 2
+        invalid, valid = self._rings
+        # each action that was ever valid as often as any other: some hardly ever are
+        rows = (
+            torch.randint(len(invalid), (half,), generator=self._generator),
+            valid.draw(half, self._generator),
+        )
+        drawn = [ring.read(r) for ring, r in zip(self._rings, rows, strict=True)]
+        obs, action, valid = (torch.cat(columns) for columns in zip(*drawn, strict=True))
+        logits, pullback = self._learner.vjp(obs)
+        pullback(validity_gradient(logits, action, valid, self._config))
+        self._optimizer.step(self._config.learning_rate, 1.0)
+
+    def _validate(self) -> None:
+        """Let the head that acts be the one that learns, as it is; see whether it is to be used."""
+        config, acting = self._config, self.acting
+        was_on = bool(acting.is_on)
+        acting.load_state_dict({**self._learner.state_dict(), "is_on": acting.is_on})
+        if config.rule == "bound":
+            columns = zip(*(ring.read(slice(len(ring))) for ring in self._rings), strict=True)
+            obs, action, valid = (torch.cat(column) for column in columns)
+            features = acting.features(obs)
+            ridge = fit_ridge(features, action, ~valid, self.spec.action.num_actions, strength=1.0)
+            acting.theta.copy_(ridge.theta)
+            acting.inverse.copy_(ridge.inverse)
+        obs, action, valid = self._held_out.read(slice(len(self._held_out)))
+        out = acting.eliminated(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        called, right, num_valid = (int(x.sum()) for x in (out, out & ~valid, valid))
+        num_invalid = len(valid) - num_valid
+        precision, kept = right / max(1, called), 1 - (called - right) / max(1, num_valid)
+        self._found = {
+            "precision": precision,
+            "recall": right / max(1, num_invalid),
+            "kept": kept,
+        }
+        if was_on:
+            bad = 1 - precision > TOLERANCE * (1 - config.precision) or 1 - kept > TOLERANCE * (
+                1 - config.recall
+            )
+            acting.is_on.fill_(not (bad and called >= LEAST_TO_GO_OFF))
+        else:
+            good = precision >= config.precision and kept >= config.recall
+            acting.is_on.fill_(good and called >= config.least_predictions)
+
+
+def with_learned_mask(envs: VectorEnv, config: Any) -> VectorEnv:
+    """Return the envs of a trainer's settings, with a learned mask if they ask for one."""
+    return LearnedMask(envs, config.validity, config.seed) if config.learned_mask else envs
+
+
+def validity_metrics(envs: VectorEnv) -> dict[str, float]:
+    """Return the metrics of a learned mask; none of envs without."""
+    return envs.metrics() if isinstance(envs, LearnedMask) else {}
+
+
+def head_of(envs: VectorEnv) -> ValidityHead | None:
+    """Return the head that narrows the masks of envs, if any."""
+    return envs.acting if isinstance(envs, LearnedMask) else None
+
+
+def load_head(config: Any, state: Mapping[str, Any]) -> ValidityHead | None:
+    """Return the head of a trainer's captured state, if it has one."""
+    if not config.learned_mask:
+        return None
+    with torch.random.fork_rng(devices=()):
+        head = ValidityHead(*captured_specs(state), config.validity, torch.Generator())
+    head.load_state_dict(state["envs"]["acting"])
+    return head
