@@ -143,6 +143,13 @@ def export_run(run_dir: Path, path: Path, form: Format, int8: bool) -> list[str]
         check_packages()
     config, state = read_run(run_dir)
     network = ALGORITHMS[config.algo].load_network(config.settings, state)
+    if not isinstance(network, Network):
+        raise ExportError(
+            f"{run_dir} has a {type(network).__name__}; policies that remember and policies for "
+            "sets cannot be exported"
+        )
+    if getattr(config.settings, "learned_mask", False):
+        raise ExportError(f"{run_dir} has a learned mask, which the file would not hold")
     said = []
     if int8 and bits_of(network) is None:
         said.append(f"the weights were trained in float32 and are rounded to {INT8_BITS} bits now")
