@@ -118,6 +118,8 @@ class PPOConfig:
     """Clip steps of the value to this, in units of (scaled) reward; None: do not clip."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus, per nat."""
+    anneal_entropy: bool = False
+    """Let it fall in a straight line to 0 at total_steps."""
     normalize_entropy: bool = False
     """Divide each state's entropy by the log of its number of valid actions."""
     value_coef: float = 0.5
@@ -290,13 +292,21 @@ def _train(
         learning_rate = config.learning_rate
         if config.anneal_learning_rate:
             learning_rate = linear_schedule(learning_rate, 0.0, config.num_updates, update - 1)
+        entropy_coef = config.entropy_coef
+        if config.anneal_entropy:
+            entropy_coef = linear_schedule(entropy_coef, 0.0, config.num_updates, update - 1)
         rollout, episodes, obs, action_mask = collect(
             envs, state.network, obs, action_mask, config.num_steps, state.generator, device
         )
         state.recent.add(episodes)
         batch = with_advantages(rollout, state, config)
         losses = learn(
-            state.network, state.optimizer, batch, config, learning_rate, state.generator
+            state.network,
+            state.optimizer,
+            batch,
+            replace(config, entropy_coef=entropy_coef),
+            learning_rate,
+            state.generator,
         )
         state.optimizer.check_weights()
         if state.network.obs_scaler is not None:

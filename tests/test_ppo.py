@@ -384,6 +384,22 @@ def test_the_learning_rate_falls_to_zero_in_a_straight_line():
     assert {u.metrics["train/learning_rate"] for u in flat} == {1.0}
 
 
+def test_the_entropy_bonus_falls_to_zero_in_a_straight_line(monkeypatch):
+    given, loss = [], ppo.masked_ppo_loss
+
+    def spy(*tensors, **settings):
+        given.append(settings["entropy_coef"])
+        return loss(*tensors, **settings)
+
+    monkeypatch.setattr(ppo, "masked_ppo_loss", spy)
+    list(ppo.train(config(entropy_coef=0.4, anneal_entropy=True)))
+    each = len(given) // 4
+    assert given == pytest.approx([c for c in (0.4, 0.3, 0.2, 0.1) for _ in range(each)])
+    given.clear()
+    list(ppo.train(config(entropy_coef=0.4)))
+    assert set(given) == {0.4}
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_capture_and_resume_in_the_middle(normalize):
     settings = config(

@@ -18,10 +18,15 @@ Valid are the customers not yet served whose demand the vehicle still holds, and
 the vehicle is there. At least one always is.
 
 ## Observation Space
-`Box(-1.5, 1.5, (7 * (num_customers + 1) + 1,), float32)`: seven features of each node, the depot
-first: 1 if it is the depot or has yet to be served, x and y as seen from the vehicle, the distance
-to the vehicle, the distance to the depot, the demand over the capacity (0 once served), and 1 if it
-is valid to go there; at the end what the vehicle holds, over the capacity.
+`Box(-1.5, high, (9 * (num_customers + 1) + 3,), float32)`: nine features of each node, the depot
+first: 1 if it is the depot or has yet to be served; x and y as seen from the vehicle, which looks
+at the depot (at the depot, at the mean of the customers to be served); the distance to the vehicle;
+the distance to the depot; the demand over the capacity; 1 if it is valid to go there; the distance
+to the nearest other customer to be served (1.5 without any); the demand over the capacity times the
+distance to the depot. The demand and what follows but for valid are 0 once it is served. At the end
+what the vehicle holds and what is yet to be delivered, both over the capacity, and between them the
+distance from the vehicle to the depot. `high` is 1.5, or all that can be asked for, over the
+capacity, if that is more.
 
 ## Rewards
 Minus the Euclidean distance driven, so the return is minus the length of all routes.
@@ -52,7 +57,9 @@ from rlmask_envs.settings import check_size
 DEPOT = 0
 MAX_DEMAND = 9
 CAPACITIES = {10: 20, 20: 30, 50: 40, 100: 50}  # by number of customers
-NUM_FEATURES = 7  # of a node
+NUM_FEATURES = 9  # of a node
+NUM_COMMON = 3  # behind those of the nodes
+FAR = 1.5  # more than any distance
 
 SIDE = 12  # of the unit square in a picture, in cells
 ROUTE_COLORS = (
@@ -77,7 +84,9 @@ def setup(num_customers: int = 20, capacity: int | None = None) -> Setup:
         ("visits", np.int16, (2 * num_nodes,)),  # all nodes so far; a depot for each customer
         ("num_visits", np.int32),
     ]
-    space = spaces.Box(-1.5, 1.5, (NUM_FEATURES * num_nodes + 1,), np.float32)
+    high = max(FAR, num_customers * MAX_DEMAND / options["capacity"])
+    size = NUM_FEATURES * num_nodes + NUM_COMMON
+    space = spaces.Box(-FAR, high, (size,), np.float32)
     return Setup(np.dtype(fields), options, space, num_nodes)
 
 
@@ -101,10 +110,11 @@ def instance(obs, capacity: int | None = None) -> tuple[np.ndarray, np.ndarray, 
     """Return coordinates [n + 1, 2], demands [n + 1] and capacity, for `rlmask_envs.routes`.
 
     Args:
-        obs: the observation that an episode starts with; coordinates are as seen from the depot.
+        obs: the observation that an episode starts with; coordinates are as seen from the depot,
+            and turned as there.
         capacity: as for `setup`.
     """
-    nodes = np.asarray(obs, np.float64)[:-1].reshape(-1, NUM_FEATURES)
+    nodes = np.asarray(obs, np.float64)[:-NUM_COMMON].reshape(-1, NUM_FEATURES)
     capacity = check_capacity(len(nodes) - 1, capacity)
     return nodes[:, 1:3], np.rint(nodes[:, 5] * capacity).astype(int), capacity
 
@@ -157,20 +167,57 @@ def step(state, action, rng, options):
 
 
 @njit
+def heading(state, options):
+    """Return the unit vector to the depot, and at the depot to the mean of what is to be served."""
+    x = state.x[DEPOT] - state.x[state.place]
+    y = state.y[DEPOT] - state.y[state.place]
+    if state.place == DEPOT:
+        for node in range(1, options.num_nodes):
+            if state.is_served[node] == 0:
+                x += state.x[node] - state.x[DEPOT]
+                y += state.y[node] - state.y[DEPOT]
+    size = math.sqrt(x * x + y * y)
+    if size == 0:
+        return 1.0, 0.0
+    return x / size, y / size
+
+
+@njit
+def to_nearest(state, node, options):
+    """Return the distance to the nearest other customer to be served."""
+    nearest = FAR
+    for other in range(1, options.num_nodes):
+        if other != node and state.is_served[other] == 0:
+            nearest = min(nearest, distance(state, node, other))
+    return nearest
+
+
+@njit
 def observe(state, obs, options):
     """Write the features."""
+    ahead, aside = heading(state, options)
+    total = 0.0
     for node in range(options.num_nodes):
         first = NUM_FEATURES * node
-        obs[first + 1] = state.x[node] - state.x[state.place]
-        obs[first + 2] = state.y[node] - state.y[state.place]
+        x, y = state.x[node] - state.x[state.place], state.y[node] - state.y[state.place]
+        to_depot = distance(state, node, DEPOT)
+        obs[first + 1] = ahead * x + aside * y
+        obs[first + 2] = ahead * y - aside * x
         obs[first + 3] = distance(state, node, state.place)
-        obs[first + 4] = distance(state, node, DEPOT)
+        obs[first + 4] = to_depot
         if state.is_served[node] == 0:
+            demand = state.demand[node] / options.capacity
+            total += demand
             obs[first] = 1.0
-            obs[first + 5] = state.demand[node] / options.capacity
+            obs[first + 5] = demand
+            obs[first + 7] = to_nearest(state, node, options)
+            obs[first + 8] = demand * to_depot
         if is_valid(state, node):
             obs[first + 6] = 1.0
-    obs[NUM_FEATURES * options.num_nodes] = state.load / options.capacity
+    common = NUM_FEATURES * options.num_nodes
+    obs[common] = state.load / options.capacity
+    obs[common + 1] = distance(state, state.place, DEPOT)
+    obs[common + 2] = total
 
 
 @njit

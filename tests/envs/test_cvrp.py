@@ -57,17 +57,49 @@ def test_going_home_early_fills_up():
 def test_observation_by_hand():
     envs, state, options = make_by_hand()
     go(envs, state, options, 1)
-    obs = np.zeros(29, np.float32)
+    obs = np.zeros(39, np.float32)
     cvrp.observe(state, obs, options)
+    # the depot is at (-0.3, -0.4) from the vehicle: ahead is (-0.6, -0.8), aside (0.8, -0.6)
     expected = [
-        # there, dx, dy, to the vehicle, to the depot, demand, valid
-        [1, -0.3, -0.4, 0.5, 0, 0, 1],
-        [0, 0, 0, 0, 0.5, 0, 0],  # served
-        [1, 0.3, 0.4, 0.5, 1, 5 / 9, 1],
-        [1, 0, -0.4, 0.4, 0.3, 6 / 9, 0],
+        # there, ahead, aside, to the vehicle, to the depot, demand, valid, nearest, share of a trip
+        [1, 0.5, 0, 0.5, 0, 0, 1, 0.3, 0],
+        [0, 0, 0, 0, 0.5, 0, 0, 0, 0],  # served
+        [1, -0.5, 0, 0.5, 1, 5 / 9, 1, math.hypot(0.3, 0.8), 5 / 9],
+        [1, 0.32, 0.24, 0.4, 0.3, 6 / 9, 0, math.hypot(0.3, 0.8), 0.2],
     ]
-    assert obs[:-1].reshape(4, 7) == pytest.approx(np.array(expected), abs=1e-6)
-    assert obs[-1] == pytest.approx(5 / 9)
+    assert obs[:-3].reshape(4, 9) == pytest.approx(np.array(expected), abs=1e-6)
+    assert obs[-3:] == pytest.approx([5 / 9, 0.5, 11 / 9])
+
+
+def test_the_observation_is_the_same_from_any_side():
+    """Turned and moved problems look the same, on the way and at the depot."""
+    envs, state, options = make_by_hand()
+    places = state.x + 1j * state.y
+    for visits in ([], [1], [1, 0]):
+        seen = []
+        for turned in (places, 0.3 - 0.7j + places * np.exp(2j)):
+            envs.reset()
+            (state,) = envs.states
+            state.x, state.y, state.demand = turned.real, turned.imag, [0, 4, 5, 6]
+            for node in visits:
+                go(envs, state, options, node)
+            obs = np.zeros(39, np.float32)
+            cvrp.observe(state, obs, options)
+            seen.append(obs)
+        assert seen[0] == pytest.approx(seen[1], abs=1e-6)
+
+
+def test_the_last_customer_is_far_from_any_other():
+    envs, state, options = make_by_hand()
+    for node in (1, 2, 0):
+        go(envs, state, options, node)
+    obs = np.zeros(39, np.float32)
+    cvrp.observe(state, obs, options)
+    assert obs[:-3].reshape(4, 9)[:, 7] == pytest.approx([0.3, 0, 0, cvrp.FAR])
+    go(envs, state, options, 3)
+    obs[:] = 0
+    cvrp.observe(state, obs, options)
+    assert obs[:-3].reshape(4, 9)[0, 7] == pytest.approx(cvrp.FAR)
 
 
 def test_instances_are_drawn_uniformly():
@@ -96,8 +128,8 @@ def test_random_play(sizes):
     envs.reset(seed=0)  # as `play` does
     before = states.copy()
     for action, obs, reward, terminated, truncated, info in play(envs, 150):
-        assert not truncated.any() and (abs(obs) <= 1.5).all()
-        nodes = obs[:, :-1].reshape(8, -1, 7)
+        assert not truncated.any() and envs.observation_space.contains(obs)
+        nodes = obs[:, :-3].reshape(8, -1, 9)
         assert (nodes[..., 6] == info["action_mask"]).all()
         assert (nodes[..., 0] == 1 - states.is_served).all()
         assert nodes[..., 3] == pytest.approx(np.hypot(nodes[..., 1], nodes[..., 2]), abs=1e-6)
@@ -131,7 +163,7 @@ def test_greed_is_read_off_the_observation():
         expected.append(-routes.length(coords, visits))
     returns, running = np.zeros(16), np.ones(16, bool)
     while running.any():
-        scores = -obs[:, :-1].reshape(16, -1, 7)[..., 3]
+        scores = -obs[:, :-3].reshape(16, -1, 9)[..., 3]
         scores[:, 0] -= 9  # the depot last
         action = np.where(info["action_mask"], scores, -99).argmax(1)
         obs, reward, terminated, _, info = envs.step(action)
@@ -145,8 +177,10 @@ def test_instance_reads_what_the_episode_starts_with():
     obs, _ = envs.reset()
     (state,) = envs.states
     coords, demands, capacity = cvrp.instance(obs[0], CAPACITY)
-    assert coords[:, 0] == pytest.approx(state.x - state.x[0], abs=1e-6)
-    assert coords[:, 1] == pytest.approx(state.y - state.y[0], abs=1e-6)
+    seen, true = coords[:, 0] + 1j * coords[:, 1], state.x + 1j * state.y
+    assert abs(seen - seen[:, None]) == pytest.approx(abs(true - true[:, None]), abs=1e-6)
+    assert coords[0].tolist() == [0, 0]
+    assert coords[1:].mean(0)[1] == pytest.approx(0, abs=1e-6)  # the mean is straight ahead
     assert demands.tolist() == state.demand.tolist() and capacity == CAPACITY
     with pytest.raises(ValueError, match="capacity has to be given for 3 customers"):
         cvrp.instance(obs[0])
