@@ -94,10 +94,10 @@ def check_finite(config: Any, *names: str) -> None:
 
 
 def check_unit_interval(config: Any, *names: str) -> None:
-    """Raise `ValueError` unless each of these settings is in 0..1."""
+    """Raise `ValueError` unless each of these settings is in 0..1, or None."""
     for name in names:
         value = getattr(config, name)
-        if not 0 <= value <= 1:
+        if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}: it must be in 0..1")
 
 

@@ -51,15 +51,10 @@ class Ring:
         self.obs[rows], self.action[rows], self.valid[rows] = obs, action, valid
         self.count += len(action)
 
-    def read(self, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Return observations, actions and labels of some rows."""
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return observations, actions and labels of all of them."""
+        rows = slice(len(self))
         return self.obs[rows], self.action[rows], self.valid[rows]
-
-    def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " B"]:
-        """Return rows, drawn so that each action that is there comes as often as any other."""
-        action = self.action[: len(self)]
-        weight = 1.0 / torch.bincount(action)[action]
-        return torch.multinomial(weight, count, replacement=True, generator=generator)
 
     def capture(self) -> dict[str, Any]:
         """Return all of it."""
@@ -70,6 +65,57 @@ class Ring:
         for own, name in ((self.obs, "obs"), (self.action, "action"), (self.valid, "valid")):
             own.copy_(state[name])
         self.count = int(state["count"])
+
+
+class Memory:
+    """The last steps of each action, valid and invalid ones apart: no action crowds out another.
+
+    A shelf for each action and label, 2 · action + valid, of as many rows each.
+    """
+
+    def __init__(self, capacity: int, num_actions: int, obs: ObsSpec) -> None:
+        self.share = max(1, capacity // (2 * num_actions))
+        self.obs = torch.zeros((2 * num_actions * self.share, *obs.shape), dtype=obs.torch_dtype)
+        self.count = torch.zeros(2 * num_actions, dtype=torch.int64)  # of all that ever came
+
+    def add(self, obs: Tensor, action: Int[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
+        """Remember some steps, in the place of the oldest of their shelves."""
+        shelf = 2 * action + valid
+        same = shelf.unsqueeze(1) == shelf
+        num_before = same.tril(-1).sum(1)
+        lasts = same.triu(1).sum(1) < self.share  # not overwritten by what comes behind it
+        rows = shelf * self.share + (self.count[shelf] + num_before) % self.share
+        self.obs[rows[lasts]] = obs[lasts]
+        self.count += torch.bincount(shelf, minlength=len(self.count))
+
+    def has_both(self) -> bool:
+        """Return whether there are steps with a valid and with an invalid action."""
+        return bool((self.count.view(-1, 2).sum(0) > 0).all())
+
+    def draw(
+        self, valid: bool, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Int[Tensor, " B"]]:
+        """Return observations and actions with a label, of each action equally many on average."""
+        shelves = self.count[int(valid) :: 2].nonzero().squeeze(-1) * 2 + int(valid)
+        shelf = shelves[torch.randint(len(shelves), (count,), generator=generator)]
+        place = torch.rand(count, generator=generator) * self.count[shelf].clamp(max=self.share)
+        return self.obs[shelf * self.share + place.long()], shelf // 2
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return observations, actions and labels of all steps."""
+        is_there = torch.arange(self.share) < self.count.unsqueeze(-1)
+        rows = is_there.flatten().nonzero().squeeze(-1)
+        shelf = rows // self.share
+        return self.obs[rows], shelf // 2, shelf % 2 == 1
+
+    def capture(self) -> dict[str, Any]:
+        """Return all of it."""
+        return {"obs": self.obs, "count": self.count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Copy what was captured."""
+        self.obs.copy_(state["obs"])
+        self.count.copy_(state["count"])
 
 
 class LearnedMask:
@@ -98,10 +144,11 @@ class LearnedMask:
         self._optimizer = FlatAdam(self._learner)
         # what narrows is the very head that was validated, not the one that goes on learning
         self.acting = copy.deepcopy(self._learner).requires_grad_(False)
-        half = config.capacity // 2
-        self._rings = [Ring(half, spec.obs), Ring(half, spec.obs)]  # of invalid, of valid ones
+        self._memory = Memory(config.capacity, spec.action.num_actions, spec.obs)
         self._held_out = Ring(config.window, spec.obs)
         self._num_steps = self._num_learned = 0
+        # observation and action of each env's last step
+        self._last = torch.zeros(envs.num_envs, *spec.obs.shape), torch.full((envs.num_envs,), -1)
         self._obs = self._mask = torch.empty(0)
         self._found = {"precision": 0.0, "recall": 0.0, "kept": 1.0}
         self._sums = {"eliminated": 0.0, "invalid": 0.0, "steps": 0.0}
@@ -136,7 +183,9 @@ class LearnedMask:
             "learner": self._learner.state_dict(),
             "acting": self.acting.state_dict(),
             "optimizer": self._optimizer.capture(),
-            "rings": [ring.capture() for ring in (*self._rings, self._held_out)],
+            "memory": self._memory.capture(),
+            "held_out": self._held_out.capture(),
+            "last": list(self._last),
             "generator": self._generator.get_state(),
             "num_steps": self._num_steps,
             "num_learned": self._num_learned,
@@ -151,8 +200,9 @@ class LearnedMask:
         self._learner.load_state_dict(state["learner"])
         self.acting.load_state_dict(state["acting"])
         self._optimizer.restore(state["optimizer"])
-        for ring, captured in zip((*self._rings, self._held_out), state["rings"], strict=True):
-            ring.restore(captured)
+        self._memory.restore(state["memory"])
+        self._held_out.restore(state["held_out"])
+        self._last = tuple(state["last"])
         self._generator.set_state(state["generator"])
         self._num_steps, self._num_learned = state["num_steps"], state["num_learned"]
         self._found, self._sums = dict(state["found"]), dict(state["sums"])
@@ -180,26 +230,24 @@ class LearnedMask:
         self._sums["invalid"] += float((~valid).float().mean())
         held_out = torch.rand(len(obs), generator=self._generator) < self._config.held_out
         self._held_out.add(obs[held_out], action[held_out], valid[held_out])
-        for ring, rows in zip(self._rings, (~valid & ~held_out, valid & ~held_out), strict=True):
-            ring.add(obs[rows], action[rows], valid[rows])
+        # an agent that repeats itself where nothing happens would push out all else
+        again = (action == self._last[1]) & (obs == self._last[0]).reshape(len(obs), -1).all(1)
+        fresh = ~held_out & (valid | ~again)
+        self._last = obs, action
+        self._memory.add(obs[fresh], action[fresh], valid[fresh])
         self._num_steps += len(obs)
         while self._num_learned < self._num_steps // self._config.period:
             self._num_learned += 1
-            if all(len(ring) for ring in self._rings):
+            if self._memory.has_both():
                 self._gradient_step()
                 if self._num_learned % CHECK_PERIOD == 0:
                     self._validate()
 
     def _gradient_step(self) -> None:
         half = self._config.batch_size // 2
-        invalid, valid = self._rings
-        # each action that was ever valid as often as any other: some hardly ever are
-        rows = (
-            torch.randint(len(invalid), (half,), generator=self._generator),
-            valid.draw(half, self._generator),
-        )
-        drawn = [ring.read(r) for ring, r in zip(self._rings, rows, strict=True)]
-        obs, action, valid = (torch.cat(columns) for columns in zip(*drawn, strict=True))
+        drawn = [self._memory.draw(label, half, self._generator) for label in (False, True)]
+        obs, action = (torch.cat(columns) for columns in zip(*drawn, strict=True))
+        valid = torch.arange(2 * half) >= half
         logits, pullback = self._learner.vjp(obs)
         pullback(validity_gradient(logits, action, valid, self._config))
         self._optimizer.step(self._config.learning_rate, 1.0)
@@ -210,13 +258,12 @@ class LearnedMask:
         was_on = bool(acting.is_on)
         acting.load_state_dict({**self._learner.state_dict(), "is_on": acting.is_on})
         if config.rule == "bound":
-            columns = zip(*(ring.read(slice(len(ring))) for ring in self._rings), strict=True)
-            obs, action, valid = (torch.cat(column) for column in columns)
+            obs, action, valid = self._memory.read()
             features = acting.features(obs)
             ridge = fit_ridge(features, action, ~valid, self.spec.action.num_actions, strength=1.0)
             acting.theta.copy_(ridge.theta)
             acting.inverse.copy_(ridge.inverse)
-        obs, action, valid = self._held_out.read(slice(len(self._held_out)))
+        obs, action, valid = self._held_out.read()
         out = acting.eliminated(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)
         called, right, num_valid = (int(x.sum()) for x in (out, out & ~valid, valid))
         num_invalid = len(valid) - num_valid

@@ -36,8 +36,9 @@ class ValidityConfig:
     rule: Literal["threshold", "bound"] = "threshold"
     """threshold: eliminate where P(invalid) > threshold; bound: where the lower confidence bound
     of a linear regression on the head's features is (Zahavy et al. 2018)."""
-    threshold: float = 0.95
-    """Above which an action is eliminated; for the head, valid and invalid are equally likely."""
+    threshold: float | None = None
+    """Above which an action is eliminated; for the head, valid and invalid are equally likely.
+    None: 0.95, and 0.6 for a bound, which is lower than what it bounds."""
     bound_width: float = 0.1
     """β of the bound: the wider, the more often an action is tried before it is eliminated."""
     loss: Literal["bce", "precision", "recall", "f_beta"] = "bce"
@@ -61,7 +62,7 @@ class ValidityConfig:
     window: int = 4096
     """Held-out steps that are looked back on."""
     capacity: int = 32_768
-    """Steps that are learned from, the last with a valid action and as many without."""
+    """Steps that are learned from: the last ones, as many of each action with each label."""
     period: int = 32
     """Env steps between two gradient steps of the head."""
     batch_size: int = 256
@@ -84,6 +85,13 @@ class ValidityConfig:
         check_at_least(self, 0, "loss_coef")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError("hidden_sizes needs at least one positive width")
+
+    @property
+    def eliminates_above(self) -> float:
+        """The threshold, that of the rule if none is given."""
+        if self.threshold is None:
+            return 0.6 if self.rule == "bound" else 0.95
+        return self.threshold
 
 
 class ValidityHead(nn.Module):
@@ -137,7 +145,7 @@ class ValidityHead(nn.Module):
 
     def eliminated(self, obs: Tensor) -> Bool[Tensor, " B A"]:
         """Return which actions the rule says are invalid."""
-        threshold = self.config.threshold
+        threshold = self.config.eliminates_above
         if self.config.rule == "bound":
             ridge = Ridge(self.theta, self.inverse)
             width = self.config.bound_width

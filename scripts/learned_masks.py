@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import matplotlib
 
 matplotlib.use("Agg")
@@ -70,7 +71,8 @@ def settings(algo: str, kind: str, seed: int, total_steps: int) -> Any:
 
 def true_game(config: Any) -> Game:
     """Return the game with its mask, and the time limit of the one without."""
-    inner = {**config.env_kwargs.get("env_kwargs", {}), "max_episode_steps": 200}
+    limit = gymnasium.spec(config.env).max_episode_steps
+    inner = {**config.env_kwargs.get("env_kwargs", {}), "max_episode_steps": limit}
     return Game(env_id=config.env_kwargs["env_id"], env_kwargs=inner)
 
 
@@ -165,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algos", nargs="+", choices=ALGOS, default=list(ALGOS))
-    parser.add_argument("--total-steps", type=int, default=1_000_000, help="of a run at most")
-    parser.add_argument("--threshold", type=float, default=0.8, help="a mean training return")
+    parser.add_argument("--total-steps", type=int, default=500_000, help="of a run at most")
+    parser.add_argument("--threshold", type=float, default=0.5, help="a mean training return")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "learned_masks.png")
     arguments = parser.parse_args()
     algos = chosen(arguments.algos)

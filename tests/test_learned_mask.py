@@ -9,7 +9,7 @@ import torch
 
 from rlmask import dqn, ppo
 from rlmask.evaluate import evaluate, summarize
-from rlmask.learned_mask import LearnedMask, Ring, load_head
+from rlmask.learned_mask import LearnedMask, Memory, Ring, load_head
 from rlmask.types import ObsSpec
 from rlmask.validity import ValidityConfig
 from rlmask.vector import Game, SpaceError, make_vector
@@ -89,8 +89,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("rule", ["threshold", "bound"])
 def test_it_learns_the_mask_from_taken_actions(rule):
-    threshold = {"threshold": 0.9, "bound": 0.6}[rule]
-    envs = made(rule=rule, threshold=threshold)
+    envs = made(rule=rule)
     *_, (_, _, _, step) = play(envs, 700)
     metrics = envs.metrics()
     assert metrics["validity/on"] == 1
@@ -172,7 +171,7 @@ def test_an_eliminated_action_is_tried_again_now_and_then():
 def test_held_out_steps_are_never_learned_from():
     envs = made(held_out=1.0)
     list(play(envs, 50))
-    assert [len(ring) for ring in envs._rings] == [0, 0]
+    assert not envs._memory.count.any()
     assert len(envs._held_out) == 50 * NUM_ENVS
 
 
@@ -189,13 +188,57 @@ def test_a_ring_forgets_the_oldest():
     assert sorted(ring.action.tolist()) == [4, 5, 6]
 
 
-def test_a_ring_draws_each_action_as_often():
-    ring = Ring(100, ObsSpec(kind="discrete", shape=(), dtype="int64", n=1))
+VECTOR = ObsSpec(kind="vector", shape=(1,), dtype="float32")
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_memory_keeps_the_last_steps_of_each_action_and_label(batch):
+    generator = torch.Generator().manual_seed(0)
+    memory, share, expected = Memory(32, 4, VECTOR), 4, {}
+    time = torch.arange(120).float().unsqueeze(1)
+    action = torch.randint(3, (120,), generator=generator)  # the fourth never comes
+    valid = torch.rand(120, generator=generator) < 0.2
+    for rows in torch.arange(120).split(batch):
+        memory.add(time[rows], action[rows], valid[rows])
+        for row in rows.tolist():
+            kept = expected.setdefault((int(action[row]), bool(valid[row])), [])
+            expected[int(action[row]), bool(valid[row])] = [*kept, row][-share:]
+        found = {}
+        for step in zip(*(x.tolist() for x in memory.read()), strict=True):
+            (when,), chosen, label = step
+            found.setdefault((chosen, label), []).append(int(when))
+        assert {key: sorted(whens) for key, whens in found.items()} == expected
+    assert set(expected) == {(a, v) for a in range(3) for v in (False, True)}
+
+
+def test_a_memory_draws_each_action_as_often():
+    memory, generator = Memory(1200, 6, VECTOR), torch.Generator().manual_seed(0)
     action = torch.tensor([0] * 97 + [1, 4, 4])
-    ring.add(torch.zeros(100, dtype=torch.int64), action, torch.ones(100, dtype=torch.bool))
-    drawn = action[ring.draw(3000, torch.Generator().manual_seed(0))]
-    shares = torch.bincount(drawn) / 3000
+    assert not memory.has_both()
+    memory.add(torch.arange(100.0).unsqueeze(1), action, torch.ones(100, dtype=torch.bool))
+    assert not memory.has_both()
+    memory.add(torch.tensor([[200.0]]), torch.tensor([5]), torch.tensor([False]))
+    assert memory.has_both()
+    obs, drawn = memory.draw(True, 3000, generator)
+    assert torch.equal(action[obs.squeeze(1).long()], drawn)
+    shares = torch.bincount(drawn, minlength=6) / 3000
     assert shares[[0, 1, 4]].sub(1 / 3).abs().max() < 0.05
+    assert len(obs[drawn == 0].unique()) == 97 and len(obs[drawn == 4].unique()) == 2
+    obs, drawn = memory.draw(False, 10, generator)
+    assert obs.unique().tolist() == [200] and drawn.unique().tolist() == [5]
+
+
+def test_an_agent_that_repeats_itself_in_vain_does_not_fill_the_memory():
+    envs = made(held_out=0.0)
+    obs, _ = envs.reset()
+    locked = torch.stack([(~true_mask()[room]).nonzero()[:2, 0] for room in obs.tolist()])
+    counts = []
+    for times, which in ((10, 0), (1, 1), (1, 0)):
+        for _ in range(times):
+            envs.step(locked[:, which])
+        counts.append(int(envs._memory.count.sum()))
+    assert counts == [NUM_ENVS, 2 * NUM_ENVS, 3 * NUM_ENVS]
+    assert not envs._memory.count[1::2].any()
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])

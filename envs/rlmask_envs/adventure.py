@@ -17,8 +17,9 @@ next one of the quest is, if the first thing is held and the other one is held o
 actions are valid at least; mostly 2 to 6 are.
 
 ## Observation Space
-`Box(0, 1, (121 + num_uses,), float32)`, one-hot each: the room (10); for each thing where it is
-(10 rooms, then whether it is held); how many uses of the quest are done (0 to `num_uses`).
+`Box(0, 1, (131 + num_uses,), float32)`: the room (10, one-hot); for each thing where it is (10
+rooms, then whether it is held, one-hot); for each thing whether it lies here (10); how many uses of
+the quest are done (0 to `num_uses`, one-hot).
 
 ## Rewards
 -0.01 a step, and 1 for the last use of the quest.
@@ -51,7 +52,8 @@ FIRST_TAKE = NUM_ROOMS
 FIRST_USE = FIRST_TAKE + NUM_THINGS
 NUM_ACTIONS = FIRST_USE + NUM_THINGS * NUM_THINGS
 FIRST_PLACE = NUM_ROOMS  # in the observation
-FIRST_DONE = FIRST_PLACE + NUM_THINGS * (NUM_ROOMS + 1)
+FIRST_HERE = FIRST_PLACE + NUM_THINGS * (NUM_ROOMS + 1)
+FIRST_DONE = FIRST_HERE + NUM_THINGS
 STEP_COST = 0.01
 LETTERS = "ABCDEFGHIJ"
 
@@ -126,6 +128,7 @@ def observe(state, obs, options):
     obs[state.room] = 1.0
     for thing in range(NUM_THINGS):
         obs[FIRST_PLACE + thing * (NUM_ROOMS + 1) + state.places[thing]] = 1.0
+        obs[FIRST_HERE + thing] = state.places[thing] == state.room
     obs[FIRST_DONE + state.done] = 1.0
 
 

@@ -7,6 +7,7 @@ from playing import make_vec, play
 
 from rlmask_envs.adventure import (
     FIRST_DONE,
+    FIRST_HERE,
     FIRST_TAKE,
     FIRST_USE,
     HELD,
@@ -110,8 +111,10 @@ def test_the_observation_is_the_state():
     for _, obs, *_ in play(envs, 100):
         states = envs.states
         np.testing.assert_array_equal(obs[:, :10], np.eye(10)[states.room])
-        places = obs[:, 10:FIRST_DONE].reshape(16, 10, 11)
+        places = obs[:, 10:FIRST_HERE].reshape(16, 10, 11)
         np.testing.assert_array_equal(places, np.eye(11)[states.places])
+        is_here = states.places == states.room[:, None]
+        np.testing.assert_array_equal(obs[:, FIRST_HERE:FIRST_DONE], is_here)
         np.testing.assert_array_equal(obs[:, FIRST_DONE:], np.eye(4)[states.done])
 
 
