@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,9 @@ def settings(algo: str, kind: str, seed: int, total_steps: int) -> Any:
 
 def true_game(config: Any) -> Game:
     """Return the game with its mask, and the time limit of the one without."""
-    limit = gymnasium.spec(config.env).max_episode_steps
+    module, _, env_id = config.env.partition(":")
+    import_module(module)  # registers it
+    limit = gymnasium.spec(env_id).max_episode_steps
     inner = {**config.env_kwargs.get("env_kwargs", {}), "max_episode_steps": limit}
     return Game(env_id=config.env_kwargs["env_id"], env_kwargs=inner)
 
