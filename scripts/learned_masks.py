@@ -4,7 +4,8 @@
     python scripts/learned_masks.py --seeds 1 --total-steps 50_000 --out learned_masks.png
 
 Each run is in this process, one after the other, the seeds outermost. It says how many env steps it
-took until the mean return of the last 100 training episodes reached the threshold, and what share
+took until the mean return of the last 100 training episodes reached the threshold (after the time
+of two whole episodes at the earliest, since short ones end first), and what share
 of the way from "none" to "true" the learned mask goes. At the first update with the mask on, the
 head is held against the true masks of states that random valid play visits.
 """
@@ -70,13 +71,20 @@ def settings(algo: str, kind: str, seed: int, total_steps: int) -> Any:
     return replace(config, env=game.env_id, env_kwargs=game.env_kwargs)
 
 
-def true_game(config: Any) -> Game:
-    """Return the game with its mask, and the time limit of the one without."""
+def time_limit(config: Any) -> int:
+    """Return the steps of an episode of the game without its mask, which all of them get."""
+    if "max_episode_steps" in config.env_kwargs:
+        return config.env_kwargs["max_episode_steps"]
     module, _, env_id = config.env.partition(":")
     import_module(module)  # registers it
-    limit = gymnasium.spec(env_id).max_episode_steps
-    inner = {**config.env_kwargs.get("env_kwargs", {}), "max_episode_steps": limit}
-    return Game(env_id=config.env_kwargs["env_id"], env_kwargs=inner)
+    return gymnasium.spec(env_id).max_episode_steps
+
+
+def true_game(config: Any) -> Game:
+    """Return the game with its mask."""
+    inner = config.env_kwargs.get("env_kwargs", {})
+    limit = {"max_episode_steps": time_limit(config)}
+    return Game(env_id=config.env_kwargs["env_id"], env_kwargs={**inner, **limit})
 
 
 def train(algo: str, kind: str, seed: int, total_steps: int, threshold: float) -> Run:
@@ -84,6 +92,8 @@ def train(algo: str, kind: str, seed: int, total_steps: int, threshold: float) -
     config = settings(algo, kind, seed, total_steps)
     steps, returns = [], []
     reached, on_at, precision, kept = None, None, None, None
+    # the first episodes to end are short ones, those with a success
+    first = 2 * config.num_envs * time_limit(config)
     updates = ALGORITHMS[algo].train(config)
     for update in updates:
         if on_at is None and update.metrics.get("validity/on"):
@@ -94,7 +104,7 @@ def train(algo: str, kind: str, seed: int, total_steps: int, threshold: float) -
         if "rollout/episode_return" in update.metrics:
             steps.append(update.env_steps)
             returns.append(update.metrics["rollout/episode_return"])
-            if reached is None and returns[-1] >= threshold:
+            if reached is None and returns[-1] >= threshold and update.env_steps >= first:
                 reached = update.env_steps
         if reached is not None and update.env_steps >= 1.5 * reached:
             updates.close()
