@@ -79,6 +79,7 @@ def setup(num_customers: int = 20, capacity: int | None = None) -> Setup:
         ("demand", np.int32, (num_nodes,)),  # 0 for the depot
         ("is_served", np.uint8, (num_nodes,)),
         ("num_left", np.int32),  # customers not yet served
+        ("nearest", np.int32, (num_nodes,)),  # other customer to be served; 0: there is none
         ("place", np.int32),  # of the vehicle
         ("load", np.int32),  # what it holds
         ("visits", np.int16, (2 * num_nodes,)),  # all nodes so far; a depot for each customer
@@ -127,6 +128,8 @@ def reset(state, rng, options):
         state.y[node] = random_unit(rng)
         state.demand[node] = 0 if node == DEPOT else 1 + random_integer(rng, MAX_DEMAND)
         state.is_served[node] = 0
+    for node in range(options.num_nodes):
+        state.nearest[node] = find_nearest(state, node, options)
     for visit in range(2 * options.num_nodes):
         state.visits[visit] = DEPOT
     state.num_visits = 1
@@ -140,6 +143,18 @@ def distance(state, node, other):
     """Return the distance between two nodes."""
     x, y = state.x[node] - state.x[other], state.y[node] - state.y[other]
     return math.sqrt(x * x + y * y)
+
+
+@njit
+def find_nearest(state, node, options):
+    """Return the nearest other customer to be served, 0 if there is none."""
+    nearest, least = 0, FAR
+    for other in range(1, options.num_nodes):
+        if other != node and state.is_served[other] == 0:
+            away = distance(state, node, other)
+            if away < least:
+                nearest, least = other, away
+    return nearest
 
 
 @njit
@@ -163,6 +178,9 @@ def step(state, action, rng, options):
     state.load -= state.demand[action]
     state.is_served[action] = 1
     state.num_left -= 1
+    for node in range(options.num_nodes):
+        if state.nearest[node] == action and state.is_served[node] == 0:
+            state.nearest[node] = find_nearest(state, node, options)
     return -driven, False
 
 
@@ -183,16 +201,6 @@ def heading(state, options):
 
 
 @njit
-def to_nearest(state, node, options):
-    """Return the distance to the nearest other customer to be served."""
-    nearest = FAR
-    for other in range(1, options.num_nodes):
-        if other != node and state.is_served[other] == 0:
-            nearest = min(nearest, distance(state, node, other))
-    return nearest
-
-
-@njit
 def observe(state, obs, options):
     """Write the features."""
     ahead, aside = heading(state, options)
@@ -210,7 +218,8 @@ def observe(state, obs, options):
             total += demand
             obs[first] = 1.0
             obs[first + 5] = demand
-            obs[first + 7] = to_nearest(state, node, options)
+            nearest = state.nearest[node]
+            obs[first + 7] = distance(state, node, nearest) if nearest else FAR
             obs[first + 8] = demand * to_depot
         if is_valid(state, node):
             obs[first + 6] = 1.0

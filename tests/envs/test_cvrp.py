@@ -17,8 +17,14 @@ def make_by_hand():
     envs = make_vec("CVRP", 1, num_customers=3, capacity=CAPACITY, num_threads=1)
     envs.reset(seed=0)
     (state,), options = envs.states, envs.options
-    (state.x[:], state.y[:]), state.demand[:] = np.transpose(NODES), DEMANDS
+    put(state, options, *np.transpose(NODES))
     return envs, state, options
+
+
+def put(state, options, x, y):
+    """Bring an instance to a state fresh from a reset."""
+    state.x[:], state.y[:], state.demand[:] = x, y, DEMANDS
+    state.nearest[:] = [cvrp.find_nearest(state, node, options) for node in range(4)]
 
 
 def go(envs, state, options, node):
@@ -80,7 +86,7 @@ def test_the_observation_is_the_same_from_any_side():
         for turned in (places, 0.3 - 0.7j + places * np.exp(2j)):
             envs.reset()
             (state,) = envs.states
-            state.x, state.y, state.demand = turned.real, turned.imag, [0, 4, 5, 6]
+            put(state, options, turned.real, turned.imag)
             for node in visits:
                 go(envs, state, options, node)
             obs = np.zeros(39, np.float32)
@@ -119,6 +125,16 @@ def test_instances_are_drawn_uniformly():
     assert abs(np.corrcoef(states.x.ravel(), states.y.ravel())[0, 1]) < 5 / math.sqrt(21000)
 
 
+def to_nearest(states):
+    """Distances [envs, nodes] to the nearest other customer that is left, by trying all."""
+    places = states.x + 1j * states.y
+    away = abs(places[:, :, None] - places[:, None])
+    away[:, range(away.shape[1]), range(away.shape[1])] = cvrp.FAR
+    away[:, :, 0] = cvrp.FAR
+    away = np.where(states.is_served[:, None] == 1, cvrp.FAR, away).min(2)
+    return np.where(states.is_served == 1, 0, away)
+
+
 @pytest.mark.parametrize("sizes", [{}, {"num_customers": 3, "capacity": CAPACITY}])
 def test_random_play(sizes):
     envs = make_vec("CVRP", 8, num_threads=1, **sizes)
@@ -133,6 +149,7 @@ def test_random_play(sizes):
         assert (nodes[..., 6] == info["action_mask"]).all()
         assert (nodes[..., 0] == 1 - states.is_served).all()
         assert nodes[..., 3] == pytest.approx(np.hypot(nodes[..., 1], nodes[..., 2]), abs=1e-6)
+        assert nodes[..., 7] == pytest.approx(to_nearest(states), abs=1e-6)
         returns, lengths = returns + reward, lengths + 1
         for i, (state, row) in enumerate(zip(states, info["action_mask"], strict=True)):
             assert row.tolist() == reference.valid(state, options)
