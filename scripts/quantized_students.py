@@ -4,16 +4,16 @@ After `rlmask distill configs/distill/quantized.yaml`, or a part of it:
 
     python scripts/quantized_students.py runs/quantized --out docs/quantization.png
 
-Of every run below DIRECTORY/students, and of the float student quantised after training at the same
-bits. All play the same episodes. Agreement and KL are on states that the float student visits, of
-every game alike; so are those of the check in onnxruntime, where every student's exported policy
-has to choose the actions of its network. What is done is kept in DIRECTORY/quantized.json, and not
-done again.
+Of every run below DIRECTORY/students, and of the float students quantised after training, each
+against the float student of its seed. All play the same episodes. Agreement and KL are on states
+that the float student visits, of every game alike; so are those of the check in onnxruntime, where
+every student's exported policy has to choose the actions of its network. A row is the mean over
+seeds. What is done is kept in DIRECTORY/quantized.json, and not done again.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from rlmask.words import markdown_table
 
 ENVS_PER_GAME = 16
 CALIBRATION_BATCHES = 64
-FLOAT, AFTER = "student-0", " after training"
+FLOAT, AFTER = "student", " after training"
 Network = ActorMimicNetwork | QuantizedNetwork
 
 
@@ -127,14 +127,16 @@ def figures(
     }
 
 
-def students(directory: Path) -> Iterator[tuple[str, int, Network]]:
-    """Give name, bits and network of every complete run of few bits."""
+def students(directory: Path) -> dict[str, tuple[RunConfig, Network]]:
+    """Return config and network of every complete run, by name: what it is, a dash, its seed."""
+    found = {}
     for run_dir in sorted((directory / "students").iterdir()):
         if (run_dir / "result.json").is_file():
             config, state = read_run(run_dir)
-            network = ALGORITHMS[config.algo].load_network(config.settings, state)
-            if isinstance(network, QuantizedNetwork):
-                yield run_dir.name, config.settings.weight_bits, network
+            if config.algo == "distill":
+                network = ALGORITHMS[config.algo].load_network(config.settings, state)
+                found[run_dir.name] = config, network
+    return found
 
 
 def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) -> dict[str, Any]:
@@ -149,83 +151,119 @@ def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) ->
         replace_synced(path, json.dumps(done, indent=1).encode())
         print(name, what, flush=True)
 
-    config, state = read_run(directory / "students" / FLOAT)
     torch.set_num_threads(1)
-    network = ALGORITHMS[config.algo].load_network(config.settings, state)
+    runs = students(directory)
+    floats = {name: run for name, run in runs.items() if what_of(name) == FLOAT}
+    config = next(iter(floats.values()))[0]
     teachers = load_teachers(config.settings)
     names = short_names(game_names(config.eval_games))
     keep("games", names)
-    steps = -(-states // (ENVS_PER_GAME * len(names)))
-    seen = visited(network, config, 4 * steps, seed=1)[::4]
-    obs, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
-    with torch.inference_mode():
-        labels = {
-            "obs": obs,
-            "mask": mask,
-            "float": network(obs)[0],
-            "teacher": label(teachers, obs, mask).scores,
-        }
     others = {"teacher": teacher_policy(teachers, greedy=False, seed=0), "random": random_policy(0)}
     for name, policy in others.items():
         if name not in done:
             keep(name, returns(config, policy, episodes))
-    if FLOAT not in done:
-        keep(FLOAT, {"bits": 32, **figures(network, config, labels, episodes)})
-    for name, own_bits, student in students(directory):
-        if name not in done:
+    steps = -(-states // (ENVS_PER_GAME * len(names)))
+    for float_name, (config, network) in floats.items():
+        seed = float_name.rpartition("-")[2]
+        own = {name: run[1] for name, run in runs.items() if name.rpartition("-")[2] == seed}
+        own = {n: student for n, student in own.items() if isinstance(student, QuantizedNetwork)}
+        wanted = [float_name, *own, *(f"{number} bits{AFTER}-{seed}" for number in bits)]
+        if all(name in done for name in wanted):
+            continue
+        seen = visited(network, config, 4 * steps, seed=1)[::4]
+        obs, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        with torch.inference_mode():
+            labels = {
+                "obs": obs,
+                "mask": mask,
+                "float": network(obs)[0],
+                "teacher": label(teachers, obs, mask).scores,
+            }
+        batches = [obs for obs, _ in visited(network, config, CALIBRATION_BATCHES, seed=2)]
+        for name in wanted:
+            if name in done:
+                continue
+            if name == float_name:
+                student, own_bits = network, 32
+            elif name in own:
+                student, own_bits = own[name], own[name].weight_bits
+            else:
+                own_bits = int(name.partition(" ")[0])
+                student = quantized(network, own_bits, own_bits, batches)
             keep(name, {"bits": own_bits, **figures(student, config, labels, episodes)})
-    batches = [obs for obs, _ in visited(network, config, CALIBRATION_BATCHES, seed=2)]
-    for number in bits:
-        name = f"{number} bits{AFTER}"
-        if name not in done:
-            student = quantized(network, number, number, batches)
-            keep(name, {"bits": number, **figures(student, config, labels, episodes)})
     return done
 
 
-def score(done: dict[str, Any], name: str, of: str) -> np.ndarray:
-    """Return the score of each game in %: 0 is random valid moves, 100 is `of`."""
+def what_of(name: str) -> str:
+    """Return what a student is, without its seed."""
+    return name.rpartition("-")[0]
+
+
+def score(done: dict[str, Any], name: str, of: str | None = None) -> np.ndarray:
+    """Return the score of each game in %: 0 is random valid moves, 100 is `of`.
+
+    That is the float student of the same seed, if nothing else is given.
+    """
+    of = of or f"{FLOAT}-{name.rpartition('-')[2]}"
     mine, other, least = (np.array(done[who]["returns"]) for who in (name, of, "random"))
     return 100 * (mine - least) / (other - least)
 
 
-def error(done: dict[str, Any], name: str) -> float:
+def error(done: dict[str, Any], names: Sequence[str]) -> float:
     """Return the standard error of the mean score in % of the float student's, over episodes."""
-    float_student, least = (np.array(done[who]["returns"]) for who in (FLOAT, "random"))
-    errors = [np.array(done[who]["errors"]) for who in (name, FLOAT)]
-    of_games = 100 * np.hypot(*errors) / (float_student - least)
-    return float(np.sqrt(np.square(of_games).sum()) / len(of_games))
+    squares = []
+    for name in names:
+        of = f"{FLOAT}-{name.rpartition('-')[2]}"
+        float_student, least = (np.array(done[who]["returns"]) for who in (of, "random"))
+        errors = [np.array(done[who]["errors"]) for who in (name, of)]
+        squares.append(np.square(100 * np.hypot(*errors) / (float_student - least)))
+    return float(np.sqrt(np.sum(squares)) / np.size(squares))
+
+
+def kinds(done: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the students of each kind, from many bits to few."""
+    found: dict[str, list[str]] = {}
+    ofs = [(name, of) for name, of in done.items() if isinstance(of, dict) and "bits" in of]
+    for name, _ in sorted(ofs, key=lambda pair: (-pair[1]["bits"], pair[0])):
+        found.setdefault(what_of(name), []).append(name)
+    return found
 
 
 def rows_of(done: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of the table, from many bits to few."""
-    found = [(name, of) for name, of in done.items() if isinstance(of, dict) and "bits" in of]
+    """Return the rows of the table."""
     rows = []
-    for name, of in sorted(found, key=lambda pair: (-pair[1]["bits"], pair[0])):
-        of_float, of_expert = score(done, name, FLOAT), score(done, name, "teacher")
-        what = "float32" if name == FLOAT else f"{of['bits']} bits"
+    for what, names in kinds(done).items():
+        first = done[names[0]]
+        of_float = np.mean([score(done, name) for name in names], 0)
+        of_expert = np.mean([score(done, name, "teacher") for name in names], 0)
+        means = {key: np.mean([done[name][key] for name in names], 0) for key in PAIRS}
+        trained = "float32" if what == FLOAT else f"{first['bits']} bits"
         rows.append(
             [
-                what + (AFTER if name.endswith(AFTER) else ""),
-                f"{of_float.mean():.1f}" + (f" ± {error(done, name):.1f}" if name != FLOAT else ""),
-                f"{of_float.min():.0f}",
+                trained + (AFTER if what.endswith(AFTER) else ""),
+                str(len(names)),
+                f"{of_float.mean():.1f}"
+                + (f" ± {error(done, names):.1f}" if what != FLOAT else ""),
+                ", ".join(f"{score(done, name).mean():.0f}" for name in names),
                 ", ".join(f"{x:.0f}" for x in of_float),
                 f"{np.median(of_expert):.0f}",
-                f"{100 * of['float'][0]:.1f}",
-                f"{of['float'][1]:.4f}",
-                f"{100 * of['teacher'][0]:.1f}",
-                f"{of['teacher'][1]:.4f}",
-                f"{of['bytes']:,}",
-                f"{of['differ']} of {of['states']:,}",
+                f"{100 * means['float'][0]:.1f}",
+                f"{means['float'][1]:.4f}",
+                f"{100 * means['teacher'][0]:.1f}",
+                f"{means['teacher'][1]:.4f}",
+                f"{first['bytes']:,}",
+                f"{sum(done[n]['differ'] for n in names)} of {first['states'] * len(names):,}",
             ]
         )
     return rows
 
 
+PAIRS = ("float", "teacher")  # agreement with them, and KL to them
 HEAD = [
     "weights and activations",
+    "seeds",
     "mean, % of float",
-    "worst game",
+    "each seed",
     "each game",
     "median, % of experts",
     "agreement with float, %",
@@ -249,11 +287,13 @@ def draw(done: dict[str, Any], path: Path) -> None:
             (False, TEACHER, "quantised after training"),
         ):
             points = [
-                (of["bits"], score(done, name, FLOAT).mean(), 100 * of["float"][0])
-                for name, of in done.items()
-                if isinstance(of, dict)
-                and of.get("bits", 32) < 32
-                and name.endswith(AFTER) != trained
+                (
+                    done[names[0]]["bits"],
+                    np.mean([score(done, name).mean() for name in names]),
+                    np.mean([100 * done[name]["float"][0] for name in names]),
+                )
+                for what, names in kinds(done).items()
+                if what != FLOAT and what.endswith(AFTER) != trained
             ]
             if points:
                 bits, means, agreement = zip(*sorted(points), strict=True)
