@@ -247,3 +247,32 @@ def test_a_missing_package_is_one_line(run_dir, monkeypatch, capsys):
 def test_a_bad_argument_is_one_line(arguments, words, capsys):
     assert main(["export", *arguments]) == 2
     assert words in one_line(capsys)
+
+
+OTHERS = {
+    "recurrent_ppo": ("algo: recurrent_ppo\nenv: Taxi-v4\n", "policies that remember"),
+    "sets": (
+        "algo: ppo\nencoder: set\nhidden_sizes: [8]\nnum_heads: 2\nnum_minibatches: 1\n"
+        "env: rlmask_envs:rlmask/CVRP-v0\nvectorization: native\n"
+        "env_kwargs: {num_customers: 3, capacity: 9}\n",
+        "policies for sets",
+    ),
+    "learned_mask": (
+        "algo: ppo\nlearned_mask: true\nenv: envs_for_tests:rlmask-tests/Doors-v0\n",
+        "has a learned mask",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_a_file_would_not_hold_is_refused_in_one_line(name, tmp_path, capsys):
+    settings, words = OTHERS[name]
+    small = "num_envs: 2\nnum_steps: 8\ntotal_steps: 16\neval_episodes: 1\ndevice: cpu\n"
+    if name != "sets":
+        small += "hidden_sizes: [8]\nnum_minibatches: 1\n"
+    (tmp_path / "config.yaml").write_text(settings + small)
+    assert main(["train", f"{tmp_path}/config.yaml", "--run-dir", f"{tmp_path}/run"]) == 0
+    capsys.readouterr()
+    assert main(["export", f"{tmp_path}/run"]) == 2
+    assert words in one_line(capsys)
+    assert not list((tmp_path / "run").glob("policy.*"))
