@@ -98,8 +98,10 @@ class Memory:
         """Return observations and actions with a label, of each action equally many on average."""
         shelves = self.count[int(valid) :: 2].nonzero().squeeze(-1) * 2 + int(valid)
         shelf = shelves[torch.randint(len(shelves), (count,), generator=generator)]
-        place = torch.rand(count, generator=generator) * self.count[shelf].clamp(max=self.share)
-        return self.obs[shelf * self.share + place.long()], shelf // 2
+        size = self.count[shelf].clamp(max=self.share)
+        place = (torch.rand(count, generator=generator) * size).long()
+        place = torch.minimum(place, size - 1)  # the product may be rounded up
+        return self.obs[shelf * self.share + place], shelf // 2
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return observations, actions and labels of all steps."""

@@ -23,9 +23,9 @@ first: 1 if it is the depot or has yet to be served; x and y as seen from the ve
 at the depot (at the depot, at the mean of the customers to be served); the distance to the vehicle;
 the distance to the depot; the demand over the capacity; 1 if it is valid to go there; the distance
 to the nearest other customer to be served (1.5 without any); the demand over the capacity times the
-distance to the depot. The demand and what follows but for valid are 0 once it is served. At the end
-what the vehicle holds and what is yet to be delivered, both over the capacity, and between them the
-distance from the vehicle to the depot. `high` is 1.5, or all that can be asked for, over the
+distance to the depot. Of a customer that was served all but places and distances are 0. At the end
+three numbers: what the vehicle holds over the capacity, its distance to the depot, and what is yet
+to be delivered over the capacity. `high` is 1.5, or the most that can be asked for over the
 capacity, if that is more.
 
 ## Rewards
