@@ -23,10 +23,10 @@ first: 1 if it is the depot or has yet to be served; x and y as seen from the ve
 at the depot (at the depot, at the mean of the customers to be served); the distance to the vehicle;
 the distance to the depot; the demand over the capacity; 1 if it is valid to go there; the distance
 to the nearest other customer to be served (1.5 without any); the demand over the capacity times the
-distance to the depot. Of a customer that was served all but places and distances are 0. At the end
-three numbers: what the vehicle holds over the capacity, its distance to the depot, and what is yet
-to be delivered over the capacity. `high` is 1.5, or the most that can be asked for over the
-capacity, if that is more.
+distance to the depot. Once it is served, all of them are 0 but its place and its distances to the
+vehicle and the depot. At the end three numbers: what the vehicle holds over the capacity, its
+distance to the depot, and what is yet to be delivered over the capacity. `high` is 1.5, or the most
+that can be asked for over the capacity, if that is more.
 
 ## Rewards
 Minus the Euclidean distance driven, so the return is minus the length of all routes.
