@@ -22,10 +22,11 @@ ROWS = 128
 class SetActorCritic(nn.Module):
     """Raw scores of actions that each stand for an entity, and a state value, of attention blocks.
 
-    An observation is a row of numbers for each action, then numbers common to all of them, which
-    every row gets. The first number of a row is positive if its entity is there; what is not (or no
-    longer) is padding, that no other entity sees. Nothing depends on the order or on the number of
-    the entities, so that the weights fit problems of any size.
+    An observation is a row of numbers for each action, then numbers common to all of them (fewer
+    than there are actions), which every row gets. The first number of a row is positive if its
+    entity is there; what is not (or no longer) is padding, that no other entity sees. Nothing
+    depends on the order or on the number of the entities, so that the weights fit problems of any
+    size.
 
     Reference: Vaswani et al. 2017, arXiv:1706.03762 (blocks, here normalised before each part);
     Kool et al. 2019, arXiv:1803.08475 (attention scores the nodes of a routing problem); Zaheer et
@@ -183,7 +184,7 @@ class Block(nn.Module):
 
 
 def rows_of(obs: ObsSpec, action: ActionSpec) -> tuple[int, int]:
-    """Return how many numbers an entity has, and how many are common to all.
+    """Return how many numbers an entity has, and how many (fewer than actions) are common to all.
 
     Raises:
         NetworkError: if the observations are no rows of numbers, one an action.

@@ -735,5 +735,5 @@ def test_eval_plays_other_sizes(rlmask, tmp_path):
     Path("routes.yaml").write_text(json.dumps({**routes, "encoder": "layers"}))
     assert rlmask("train", "routes.yaml", "--run-dir", "layers")[0] == 0
     code, _, complaint = rlmask("eval", "layers", "--env-kwargs", more)
-    assert code == 2 and "is for 4 actions and observations of (29,), not for 8" in complaint
+    assert code == 2 and "is for 4 actions and observations of (39,), not for 8" in complaint
     assert "encoder: set" in complaint and complaint.count("\n") == 1

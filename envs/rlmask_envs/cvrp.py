@@ -38,7 +38,7 @@ A random instance, the vehicle full at the depot.
 Terminated: all customers are served and the vehicle is back at the depot.
 
 ## Arguments
-`num_customers` (2 to 200), 20; `capacity` (9 to 10,000), by default 20, 30, 40 or 50 for 10, 20, 50
+`num_customers` (3 to 200), 20; `capacity` (9 to 10,000), by default 20, 30, 40 or 50 for 10, 20, 50
 or 100 customers as published, and required for any other number.
 """
 
@@ -70,7 +70,7 @@ ROUTE_COLORS = (
 
 def setup(num_customers: int = 20, capacity: int | None = None) -> Setup:
     """Return what depends on the number of customers and the capacity."""
-    num_customers = check_size("num_customers", num_customers, 2, 200)
+    num_customers = check_size("num_customers", num_customers, 3, 200)
     num_nodes = num_customers + 1
     options = {"num_nodes": num_nodes, "capacity": check_capacity(num_customers, capacity)}
     fields = [

@@ -243,8 +243,8 @@ def test_published_capacities(num_customers, capacity):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"num_customers": 1}, "num_customers is 1; it takes an integer of 2 to 200"),
-        ({"num_customers": 201}, "num_customers is 201; it takes an integer of 2 to 200"),
+        ({"num_customers": 2}, "num_customers is 2; it takes an integer of 3 to 200"),
+        ({"num_customers": 201}, "num_customers is 201; it takes an integer of 3 to 200"),
         ({"capacity": 8}, "capacity is 8; it takes an integer of 9 to 10000"),
         ({"capacity": 30.0}, r"capacity is 30\.0; it takes an integer"),
         ({"num_customers": 30}, r"capacity has to be given for 30 .* 10 \(20\), 20 \(30\)"),
