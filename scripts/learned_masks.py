@@ -168,7 +168,7 @@ def draw(results: dict[str, dict[str, list[Run]]], threshold: float, path: Path)
         axis.spines[["top", "right"]].set_visible(False)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel("return, last 100 training episodes")
-    first.legend(frameon=False, loc="lower right")
+    first.legend(frameon=False, loc="center right")
     figure.savefig(path, dpi=110)
 
 
