@@ -30,7 +30,7 @@ from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.charts import INK, STUDENT, STYLE, TEACHER, bare
 from rlmask.checkpoint import replace_synced
 from rlmask.experts import load_teachers
-from rlmask.export import PolicyGraph, exported, onnx_bytes
+from rlmask.export import PolicyGraph, bits_of, exported, onnx_bytes
 from rlmask.ops import masked_argmax, masked_kl, masked_log_softmax, masked_sample
 from rlmask.policies import actor_policy
 from rlmask.quantize import QuantizedNetwork, quantized
@@ -44,6 +44,7 @@ from rlmask.words import markdown_table
 ENVS_PER_GAME = 16
 CALIBRATION_BATCHES = 64
 FLOAT, AFTER = "student", " after training"
+PAIRS = ("float", "teacher")  # agreement with them, and KL to them
 Network = ActorMimicNetwork | QuantizedNetwork
 
 
@@ -153,7 +154,9 @@ def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) ->
 
     torch.set_num_threads(1)
     runs = students(directory)
-    floats = {name: run for name, run in runs.items() if what_of(name) == FLOAT}
+    floats = {name: run for name, run in runs.items() if name == float_of(name)}
+    if not floats:
+        raise SystemExit(f"{directory} has no float student whose training is over")
     config = next(iter(floats.values()))[0]
     teachers = load_teachers(config.settings)
     names = short_names(game_names(config.eval_games))
@@ -164,11 +167,14 @@ def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) ->
             keep(name, returns(config, policy, episodes))
     steps = -(-states // (ENVS_PER_GAME * len(names)))
     for float_name, (config, network) in floats.items():
-        seed = float_name.rpartition("-")[2]
-        own = {name: run[1] for name, run in runs.items() if name.rpartition("-")[2] == seed}
-        own = {n: student for n, student in own.items() if isinstance(student, QuantizedNetwork)}
-        wanted = [float_name, *own, *(f"{number} bits{AFTER}-{seed}" for number in bits)]
-        if all(name in done for name in wanted):
+        wanted = {
+            name: student
+            for name, (_, student) in runs.items()
+            if name == float_name
+            or (float_of(name) == float_name and isinstance(student, QuantizedNetwork))
+        }
+        after = {f"{number} bits{AFTER}-{seed_of(float_name)}": number for number in bits}
+        if done.keys() >= {*wanted, *after}:
             continue
         seen = visited(network, config, 4 * steps, seed=1)[::4]
         obs, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
@@ -180,17 +186,12 @@ def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) ->
                 "teacher": label(teachers, obs, mask).scores,
             }
         batches = [obs for obs, _ in visited(network, config, CALIBRATION_BATCHES, seed=2)]
-        for name in wanted:
-            if name in done:
-                continue
-            if name == float_name:
-                student, own_bits = network, 32
-            elif name in own:
-                student, own_bits = own[name], own[name].weight_bits
-            else:
-                own_bits = int(name.partition(" ")[0])
-                student = quantized(network, own_bits, own_bits, batches)
-            keep(name, {"bits": own_bits, **figures(student, config, labels, episodes)})
+        for name, number in after.items():
+            wanted[name] = quantized(network, number, number, batches)
+        for name, student in wanted.items():
+            if name not in done:
+                own_bits = bits_of(student) or 32
+                keep(name, {"bits": own_bits, **figures(student, config, labels, episodes)})
     return done
 
 
@@ -199,13 +200,23 @@ def what_of(name: str) -> str:
     return name.rpartition("-")[0]
 
 
+def seed_of(name: str) -> str:
+    """Return the seed of a student."""
+    return name.rpartition("-")[2]
+
+
+def float_of(name: str) -> str:
+    """Return the float student of the same seed."""
+    return f"{FLOAT}-{seed_of(name)}"
+
+
 def score(done: dict[str, Any], name: str, of: str | None = None) -> np.ndarray:
     """Return the score of each game in %: 0 is random valid moves, 100 is `of`.
 
     That is the float student of the same seed, if nothing else is given.
     """
-    of = of or f"{FLOAT}-{name.rpartition('-')[2]}"
-    mine, other, least = (np.array(done[who]["returns"]) for who in (name, of, "random"))
+    whos = name, of or float_of(name), "random"
+    mine, other, least = (np.array(done[who]["returns"]) for who in whos)
     return 100 * (mine - least) / (other - least)
 
 
@@ -213,7 +224,7 @@ def error(done: dict[str, Any], names: Sequence[str]) -> float:
     """Return the standard error of the mean score in % of the float student's, over episodes."""
     squares = []
     for name in names:
-        of = f"{FLOAT}-{name.rpartition('-')[2]}"
+        of = float_of(name)
         float_student, least = (np.array(done[who]["returns"]) for who in (of, "random"))
         errors = [np.array(done[who]["errors"]) for who in (name, of)]
         squares.append(np.square(100 * np.hypot(*errors) / (float_student - least)))
@@ -258,7 +269,6 @@ def rows_of(done: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-PAIRS = ("float", "teacher")  # agreement with them, and KL to them
 HEAD = [
     "weights and activations",
     "seeds",
