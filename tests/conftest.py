@@ -1,15 +1,29 @@
+import ast
 import random
 
 import gymnasium as gym
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+from jaxtyping._import_hook import JaxtypingTransformer
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 hypothesis.settings.register_profile("rlmask", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("rlmask")
+
+_typed = JaxtypingTransformer.visit_FunctionDef
+
+
+def _typed_unless_nested(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
+    """A function within another, a pullback say, would be compiled again at each call of that."""
+    nested = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
+    return node if nested else _typed(self, node)
+
+
+JaxtypingTransformer.visit_FunctionDef = _typed_unless_nested  # before rlmask is imported
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +31,13 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _types_are_checked_where_it_is_quick(request, monkeypatch):
+    """Checking the types of every call takes three times as long as a small training itself."""
+    is_slow = request.node.get_closest_marker("slow") is not None
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", is_slow)
 
 
 @pytest.fixture

@@ -116,12 +116,14 @@ def test_the_values_are_the_analytic_ones_although_an_invalid_one_is_huge(monkey
 # --- what the tests above would see if a mask were left out
 
 
+@pytest.mark.slow
 def test_a_target_without_the_mask_is_noticed(monkeypatch):
     monkeypatch.setattr(dqn, "bootstrap_mask", lambda mask, discount: torch.ones_like(mask))
     _, error = learned(monkeypatch, total_steps=1024, double=False)
     assert error > 0.1
 
 
+@pytest.mark.slow
 def test_a_choice_of_the_double_target_without_the_mask_is_noticed(monkeypatch):
     monkeypatch.setattr(dqn, "bootstrap_mask", lambda mask, discount: torch.ones_like(mask))
     _, error = learned(monkeypatch, total_steps=1024, double=True)

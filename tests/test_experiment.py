@@ -74,6 +74,7 @@ def experiment(tmp_path, **changes):
     return write(tmp_path / "small.yaml", settings)
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_from_one_command(tmp_path, monkeypatch, capsys):
     """Experts, student, variant, baseline, report; then again with one thing more."""
     monkeypatch.chdir(tmp_path)

@@ -69,6 +69,7 @@ def test_the_values_are_the_analytic_ones_although_an_invalid_one_is_huge(monkey
     assert error < 1e-3, values
 
 
+@pytest.mark.slow
 def test_a_target_without_the_mask_is_noticed(monkeypatch):
     masked = pqn.masked_max
     monkeypatch.setattr(pqn, "masked_max", lambda q, mask: masked(q, torch.ones_like(mask)))

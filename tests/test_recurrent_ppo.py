@@ -363,6 +363,7 @@ def maze_return(policy, **sizes):
         return summarize(evaluate(policy, envs, 512)).mean_return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "steps"), [("none", 16_384), ("luong", 8_192)])
 def test_who_remembers_learns_the_maze(attention, steps):
     settings = config(
@@ -374,6 +375,7 @@ def test_who_remembers_learns_the_maze(attention, steps):
     assert maze_return(update.policy, **TINY_MAZE) > 0.95
 
 
+@pytest.mark.slow
 def test_who_does_not_is_right_half_the_time():
     settings = ppo.PPOConfig(
         env=env_id("TMaze"), env_kwargs=TINY_MAZE, vectorization="native",

@@ -145,6 +145,7 @@ def config(**changes):
     )
 
 
+@pytest.mark.slow
 def test_ppo_learns_to_pick_the_largest():
     *_, last = ppo.train(config(total_steps=16 * 16 * 40))
     # uniformly among k entities, k uniform from 2 to 6: (1/2 + 1/3 + 1/4 + 1/5 + 1/6) / 5 = 0.29
