@@ -32,7 +32,13 @@ from rlmask.config import (
 )
 from rlmask.episodes import RecentEpisodes
 from rlmask.joint_replay import JointReplay, seeds_of
-from rlmask.learned_mask import head_of, load_head, validity_metrics, with_learned_mask
+from rlmask.learned_mask import (
+    admissible_mask,
+    head_of,
+    load_head,
+    validity_metrics,
+    with_learned_mask,
+)
 from rlmask.networks import QNetwork, choose_device
 from rlmask.normalize import RewardScaler
 from rlmask.ops import (
@@ -280,11 +286,11 @@ def _train(
             state.network.load_state_dict(initial(state.network.state_dict()))
             state.target_weights.copy_(state.optimizer.weights)
         obs, action_mask = envs.reset()
-        state.replay.start(obs, action_mask)
+        state.replay.start(obs, admissible_mask(envs, action_mask))
     else:
         restore(state, resume)
         obs, action_mask = envs.restore(resume["envs"])
-        state.replay.resume(obs, action_mask)
+        state.replay.resume(obs, admissible_mask(envs, action_mask))
         first_update = resume["update"] + 1
     first_learning_phase = -(-config.learning_starts // config.steps_per_phase)
 
@@ -505,7 +511,7 @@ def collect(
             step.reward,
             step.terminated,
             step.obs,
-            step.action_mask,
+            admissible_mask(envs, step.action_mask),
             step.ended,
             step.final_obs,
             step.final_action_mask,

@@ -4,6 +4,8 @@ For envs that punish invalid actions but emit no mask. `LearnedMask` stands betw
 trainer: the masks that come out are narrowed by a head that learns, from the signal about each
 taken action, which ones are invalid. It never makes an action valid that the env's mask rules out,
 leaves at least one, and narrows nothing until it has proved right on steps it never learned from.
+Once it narrows, held-out steps are among what it left; then only the eliminated actions that are
+tried all the same, drawn uniformly, tell what it takes away.
 
 Reference: Zahavy et al. 2018, arXiv:1809.02121 (action elimination).
 
@@ -16,108 +18,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
+from rlmask.labels import Memory, Ring, Tries
 from rlmask.ops import fit_ridge
 from rlmask.optim import FlatAdam
-from rlmask.types import ObsSpec, captured_specs
+from rlmask.types import captured_specs
 from rlmask.validity import ValidityConfig, ValidityHead, validity_gradient
 from rlmask.vector import SpaceError, VectorEnv, VectorStep
 
 CHECK_PERIOD = 32  # gradient steps between two validations
-LEAST_TO_GO_OFF = 50  # predictions of "invalid" without which nothing speaks against them
-
-TOLERANCE = 5  # it goes off with so many times the errors with which it went on
-
-
-class Ring:
-    """The last steps with their labels: observation, action, whether it was valid."""
-
-    def __init__(self, capacity: int, obs: ObsSpec) -> None:
-        self.obs = torch.zeros((capacity, *obs.shape), dtype=obs.torch_dtype)
-        self.action = torch.zeros(capacity, dtype=torch.int64)
-        self.valid = torch.zeros(capacity, dtype=torch.bool)
-        self.count = 0  # of all that ever came
-
-    def __len__(self) -> int:
-        return min(self.count, len(self.action))
-
-    def add(self, obs: Tensor, action: Int[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
-        """Remember some steps, in the place of the oldest."""
-        capacity = len(self.action)
-        obs, action, valid = (x[-capacity:] for x in (obs, action, valid))
-        rows = (torch.arange(len(action)) + self.count) % capacity
-        self.obs[rows], self.action[rows], self.valid[rows] = obs, action, valid
-        self.count += len(action)
-
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return observations, actions and labels of all of them."""
-        rows = slice(len(self))
-        return self.obs[rows], self.action[rows], self.valid[rows]
-
-    def capture(self) -> dict[str, Any]:
-        """Return all of it."""
-        return {"obs": self.obs, "action": self.action, "valid": self.valid, "count": self.count}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Copy what was captured."""
-        for own, name in ((self.obs, "obs"), (self.action, "action"), (self.valid, "valid")):
-            own.copy_(state[name])
-        self.count = int(state["count"])
-
-
-class Memory:
-    """The last steps of each action, valid and invalid ones apart: no action crowds out another.
-
-    A shelf for each action and label, 2 · action + valid, of as many rows each.
-    """
-
-    def __init__(self, capacity: int, num_actions: int, obs: ObsSpec) -> None:
-        self.share = max(1, capacity // (2 * num_actions))
-        self.obs = torch.zeros((2 * num_actions * self.share, *obs.shape), dtype=obs.torch_dtype)
-        self.count = torch.zeros(2 * num_actions, dtype=torch.int64)  # of all that ever came
-
-    def add(self, obs: Tensor, action: Int[Tensor, " B"], valid: Bool[Tensor, " B"]) -> None:
-        """Remember some steps, in the place of the oldest of their shelves."""
-        shelf = 2 * action + valid
-        same = shelf.unsqueeze(1) == shelf
-        num_before = same.tril(-1).sum(1)
-        lasts = same.triu(1).sum(1) < self.share  # not overwritten by what comes behind it
-        rows = shelf * self.share + (self.count[shelf] + num_before) % self.share
-        self.obs[rows[lasts]] = obs[lasts]
-        self.count += torch.bincount(shelf, minlength=len(self.count))
-
-    def has_both(self) -> bool:
-        """Return whether there are steps with a valid and with an invalid action."""
-        return bool((self.count.view(-1, 2).sum(0) > 0).all())
-
-    def draw(
-        self, valid: bool, count: int, generator: torch.Generator
-    ) -> tuple[Tensor, Int[Tensor, " B"]]:
-        """Return observations and actions with a label, of each action equally many on average."""
-        shelves = self.count[int(valid) :: 2].nonzero().squeeze(-1) * 2 + int(valid)
-        shelf = shelves[torch.randint(len(shelves), (count,), generator=generator)]
-        size = self.count[shelf].clamp(max=self.share)
-        place = (torch.rand(count, generator=generator) * size).long()
-        place = torch.minimum(place, size - 1)  # the product may be rounded up
-        return self.obs[shelf * self.share + place], shelf // 2
-
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return observations, actions and labels of all steps."""
-        is_there = torch.arange(self.share) < self.count.unsqueeze(-1)
-        rows = is_there.flatten().nonzero().squeeze(-1)
-        shelf = rows // self.share
-        return self.obs[rows], shelf // 2, shelf % 2 == 1
-
-    def capture(self) -> dict[str, Any]:
-        """Return all of it."""
-        return {"obs": self.obs, "count": self.count}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Copy what was captured."""
-        self.obs.copy_(state["obs"])
-        self.count.copy_(state["count"])
+LEAST_VALID = 20  # held-out valid actions without which nothing speaks for it
+TOLERANCE = 5  # it goes off with so many times the loss of valid actions with which it went on
 
 
 class LearnedMask:
@@ -126,6 +39,11 @@ class LearnedMask:
     Args:
         envs: that say of the taken actions whether they were valid.
         seed: of the run.
+
+    Attributes:
+        admissible: [N, A], what may be valid after the last step: the mask without what is
+            eliminated, but with the eliminated action that is to be tried, which the mask to act
+            under shows alone.
 
     Raises:
         SpaceError: if there are several games, or an action has several parts.
@@ -148,10 +66,13 @@ class LearnedMask:
         self.acting = copy.deepcopy(self._learner).requires_grad_(False)
         self._memory = Memory(config.capacity, spec.action.num_actions, spec.obs)
         self._held_out = Ring(config.window, spec.obs)
+        self._tries = Tries()
         self._num_steps = self._num_learned = 0
         # observation and action of each env's last step
         self._last = torch.zeros(envs.num_envs, *spec.obs.shape), torch.full((envs.num_envs,), -1)
         self._obs = self._mask = torch.empty(0)
+        self._tried = torch.zeros(envs.num_envs, dtype=torch.int64)
+        self.admissible = torch.empty(0, dtype=torch.bool)
         self._found = {"precision": 0.0, "recall": 0.0, "kept": 1.0}
         self._sums = {"eliminated": 0.0, "invalid": 0.0, "steps": 0.0}
 
@@ -175,7 +96,8 @@ class LearnedMask:
         steps = max(1.0, self._sums["steps"])
         shares = {name: self._sums[name] / steps for name in ("eliminated", "invalid")}
         self._sums = dict.fromkeys(self._sums, 0.0)
-        figures = {**self._found, "on": float(self.acting.is_on), **shares}
+        found = {**self._found, "missed": self._tries.mean()}
+        figures = {**found, "on": float(self.acting.is_on), **shares}
         return {f"validity/{name}": value for name, value in figures.items()}
 
     def capture(self) -> dict[str, Any]:
@@ -187,6 +109,9 @@ class LearnedMask:
             "optimizer": self._optimizer.capture(),
             "memory": self._memory.capture(),
             "held_out": self._held_out.capture(),
+            "tries": self._tries.capture(),
+            "tried": self._tried,
+            "admissible": self.admissible,
             "last": list(self._last),
             "generator": self._generator.get_state(),
             "num_steps": self._num_steps,
@@ -204,13 +129,17 @@ class LearnedMask:
         self._optimizer.restore(state["optimizer"])
         self._memory.restore(state["memory"])
         self._held_out.restore(state["held_out"])
+        self._tries.restore(state["tries"])
+        self._tried = state["tried"]
         self._last = tuple(state["last"])
         self._generator.set_state(state["generator"])
         self._num_steps, self._num_learned = state["num_steps"], state["num_learned"]
         self._found, self._sums = dict(state["found"]), dict(state["sums"])
         # an env that does not repeat itself may by now have another mask
-        kept = mask & state["mask"]
-        self._mask = torch.where(kept.any(-1, keepdim=True), kept, mask)
+        kept, admissible = mask & state["mask"], mask & state["admissible"]
+        is_same = kept.any(-1, keepdim=True)
+        self._mask = torch.where(is_same, kept, mask)
+        self.admissible = torch.where(is_same, admissible, mask)
         return self._obs, self._mask
 
     def close(self) -> None:
@@ -224,19 +153,25 @@ class LearnedMask:
         self._sums["eliminated"] += float(gone.float().mean())
         self._sums["steps"] += 1
         draws = torch.rand(len(obs), 1 + mask.shape[-1], generator=self._generator)
-        tried = (draws[:, 1:] * gone).argmax(-1, keepdim=True)
+        tried = torch.where(gone, draws[:, 1:], -1.0).argmax(-1, keepdim=True)
         explores = (draws[:, :1] < self._config.explore) & gone.any(-1, keepdim=True)
-        return torch.where(explores, torch.zeros_like(mask).scatter_(-1, tried, True), narrow)
+        self._tried = torch.where(explores, gone.sum(-1, keepdim=True), 0).squeeze(-1)
+        alone = torch.zeros_like(mask).scatter_(-1, tried, True)
+        self.admissible = narrow | (alone & explores)
+        return torch.where(explores, alone, narrow)
 
     def _learn(self, obs: Tensor, action: Tensor, valid: Bool[Tensor, " N"]) -> None:
         self._sums["invalid"] += float((~valid).float().mean())
-        held_out = torch.rand(len(obs), generator=self._generator) < self._config.held_out
-        self._held_out.add(obs[held_out], action[held_out], valid[held_out])
+        is_try = self._tried > 0
+        self._tries.add(self._tried[is_try], valid[is_try])
         # an agent that repeats itself where nothing happens would push out all else
         again = (action == self._last[1]) & (obs == self._last[0]).reshape(len(obs), -1).all(1)
-        fresh = ~held_out & (valid | ~again)
+        new = valid | ~again
         self._last = obs, action
-        self._memory.add(obs[fresh], action[fresh], valid[fresh])
+        held_out = torch.rand(len(obs), generator=self._generator) < self._config.held_out
+        held_out, learned = new & held_out, new & ~held_out
+        self._held_out.add(obs[held_out], action[held_out], valid[held_out])
+        self._memory.add(obs[learned], action[learned], valid[learned])
         self._num_steps += len(obs)
         while self._num_learned < self._num_steps // self._config.period:
             self._num_learned += 1
@@ -276,18 +211,37 @@ class LearnedMask:
             "kept": kept,
         }
         if was_on:
-            bad = 1 - precision > TOLERANCE * (1 - config.precision) or 1 - kept > TOLERANCE * (
-                1 - config.recall
-            )
-            acting.is_on.fill_(not (bad and called >= LEAST_TO_GO_OFF))
+            # beside at least one valid action that is left
+            missed = self._tries.at_least()
+            if missed / (1 + missed) > TOLERANCE * (1 - config.kept):
+                acting.is_on.fill_(False)
+                self._held_out.clear()  # it was among what a bad mask left
         else:
-            good = precision >= config.precision and kept >= config.recall
-            acting.is_on.fill_(good and called >= config.least_predictions)
+            is_seen = called >= config.least_predictions and num_valid >= LEAST_VALID
+            if is_seen and precision >= config.precision and kept >= config.kept:
+                acting.is_on.fill_(True)
+                self._tries.clear()
 
 
 def with_learned_mask(envs: VectorEnv, config: Any) -> VectorEnv:
-    """Return the envs of a trainer's settings, with a learned mask if they ask for one."""
-    return LearnedMask(envs, config.validity, config.seed) if config.learned_mask else envs
+    """Return the envs of a trainer's settings, with a learned mask if they ask for one.
+
+    Raises:
+        SpaceError: if nothing could be learned from them.
+    """
+    if not config.learned_mask:
+        return envs
+    if config.vectorization == "native":
+        raise SpaceError(
+            f"{envs.spec.games[0].env_id}: native envs do not say whether an action was valid; "
+            "set vectorization to sync, or learned_mask to false"
+        )
+    return LearnedMask(envs, config.validity, config.seed)
+
+
+def admissible_mask(envs: VectorEnv, action_mask: Bool[Tensor, " N A"]) -> Bool[Tensor, " N A"]:
+    """Return what a target may bootstrap over, of envs that show this mask to act under."""
+    return envs.admissible if isinstance(envs, LearnedMask) else action_mask
 
 
 def validity_metrics(envs: VectorEnv) -> dict[str, float]:

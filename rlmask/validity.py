@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rlmask.config import check_at_least, check_positive, check_unit_interval
+from rlmask.config import check_at_least, check_finite, check_positive, check_unit_interval
 from rlmask.layers import head, linear_pullback
 from rlmask.ops import (
     Ridge,
@@ -51,7 +51,7 @@ class ValidityConfig:
     """Count rounded predictions in that loss, with a straight-through gradient."""
     precision: float = 0.99
     """Share of right ones among the predictions of "invalid" from which on the mask is used."""
-    recall: float = 0.95
+    kept: float = 0.95
     """And the share of the valid actions that it has to leave."""
     least_predictions: int = 500
     """Held-out predictions of "invalid" that this takes."""
@@ -78,11 +78,19 @@ class ValidityConfig:
         Raises:
             ValueError: names the field and the remedy.
         """
-        check_unit_interval(self, "threshold", "precision", "recall", "explore", "held_out")
+        check_unit_interval(self, "threshold", "precision", "kept", "explore", "held_out")
         check_at_least(self, 1, "least_predictions", "window", "period")
         check_at_least(self, 2, "capacity", "batch_size")
-        check_positive(self, "bound_width", "f_beta", "learning_rate")
+        check_positive(self, "bound_width", "f_beta", "learning_rate", "explore", "held_out")
         check_at_least(self, 0, "loss_coef")
+        check_finite(self, "bound_width", "f_beta", "learning_rate", "loss_coef")
+        if self.held_out == 1:
+            raise ValueError("held_out is 1: nothing would be learned from; it must be < 1")
+        if self.window < self.least_predictions:
+            raise ValueError(
+                f"window is {self.window}: the mask would never be used; it must be >= "
+                f"least_predictions, {self.least_predictions}"
+            )
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError("hidden_sizes needs at least one positive width")
 

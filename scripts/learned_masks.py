@@ -6,8 +6,8 @@
 Each run is in this process, one after the other, the seeds outermost. It says how many env steps it
 took until the mean return of the last 100 training episodes reached the threshold (after the time
 of two whole episodes at the earliest, since short ones end first), and what share of the way from
-"none" to "true" the learned mask goes. At the first update with the mask on, the head is held
-against the true masks of states that random valid play visits.
+"none" to "true" the learned mask goes. At the first update with the mask on, and at the end, the
+head is held against the true masks of states that random valid play visits.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 from rlmask.config import read_yaml
 from rlmask.learned_mask import load_head
 from rlmask.runs import ALGORITHMS, parse_config
-from rlmask.validity import ValidityHead
+from rlmask.types import Update
 from rlmask.vector import Game, make_vector
 
 ROOT = Path(__file__).parents[1]
@@ -39,21 +39,34 @@ EPISODE_STEPS = 200  # limit of all of them, invalid actions included
 STEPS_OF_CHECK = 300  # of random play in 32 envs
 
 
+class Truth(NamedTuple):
+    """A learned mask after some env steps, against the true one.
+
+    Attributes:
+        precision: of "invalid".
+        kept: share of the valid actions that it leaves.
+    """
+
+    env_steps: int
+    precision: float
+    kept: float
+
+
 class Run(NamedTuple):
     """What one run showed.
 
     Attributes:
         reached: env steps to the threshold; None: never.
-        precision: of "invalid" against the true mask when it was first on; None: it never was.
-        kept: share of the valid actions that it left then.
+        first, last: of the learned mask, when it was first on, and at the end.
+        share_on: of the updates from then on.
     """
 
     steps: list[int]
     returns: list[float]
     reached: int | None
-    on_at: int | None
-    precision: float | None
-    kept: float | None
+    first: Truth | None
+    last: Truth | None
+    share_on: float
 
 
 def settings(algo: str, kind: str, seed: int, total_steps: int) -> Any:
@@ -82,32 +95,36 @@ def train(algo: str, kind: str, seed: int, total_steps: int, threshold: float) -
     """Train until the threshold is reached, and half as long again; return what it showed."""
     config = settings(algo, kind, seed, total_steps)
     steps, returns = [], []
-    reached, on_at, precision, kept = None, None, None, None
+    reached, first, last, is_on = None, None, None, []
     # the first episodes to end are short ones, those with a success
-    first = 2 * config.num_envs * EPISODE_STEPS
+    earliest = 2 * config.num_envs * EPISODE_STEPS
     updates = ALGORITHMS[algo].train(config)
     for update in updates:
-        if on_at is None and update.metrics.get("validity/on"):
-            on_at = update.env_steps
-            head = load_head(config, update.capture())
-            if head is not None:
-                precision, kept = against_the_truth(head, true_game(config), seed)
+        if first is not None:
+            is_on.append(update.metrics["validity/on"])
+        elif update.metrics.get("validity/on"):
+            first = against_the_truth(config, update)
         if "rollout/episode_return" in update.metrics:
             steps.append(update.env_steps)
             returns.append(update.metrics["rollout/episode_return"])
-            if reached is None and returns[-1] >= threshold and update.env_steps >= first:
+            if reached is None and returns[-1] >= threshold and update.env_steps >= earliest:
                 reached = update.env_steps
-        if reached is not None and update.env_steps >= 1.5 * reached:
+        is_over = reached is not None and update.env_steps >= 1.5 * reached
+        if first is not None and (is_over or update.env_steps >= total_steps):
+            last = against_the_truth(config, update)
+        if is_over:
             updates.close()
             break
-    return Run(steps, returns, reached, on_at, precision, kept)
+    share_on = statistics.fmean(is_on) if is_on else 0.0
+    return Run(steps, returns, reached, first, last, share_on)
 
 
 @torch.inference_mode()
-def against_the_truth(head: ValidityHead, game: Game, seed: int) -> tuple[float, float]:
-    """Return the precision of "invalid", and the share of valid actions that are left."""
-    envs = make_vector((game,), 32, seed, stream=1)
-    generator = torch.Generator().manual_seed(seed)
+def against_the_truth(config: Any, update: Update) -> Truth:
+    """Return what a run's learned mask takes away from the true ones, and what it leaves."""
+    head = load_head(config, update.capture())
+    envs = make_vector((true_game(config),), 32, config.seed, stream=1)
+    generator = torch.Generator().manual_seed(config.seed)
     obs, mask = envs.reset()
     out = right = valid = wrong = 0
     for _ in range(STEPS_OF_CHECK):
@@ -119,7 +136,11 @@ def against_the_truth(head: ValidityHead, game: Game, seed: int) -> tuple[float,
         step = envs.step(torch.multinomial(mask.float(), 1, generator=generator).squeeze(-1))
         obs, mask = step.obs, step.action_mask
     envs.close()
-    return right / max(1, out), 1 - wrong / valid
+    return Truth(update.env_steps, right / max(1, out), 1 - wrong / valid)
+
+
+def said(truth: Truth) -> str:
+    return f"{truth.precision:.4f} at {truth.env_steps:,} ({truth.kept:.0%} kept)"
 
 
 def report(algo: str, runs: dict[str, list[Run]], total_steps: int) -> None:
@@ -129,12 +150,12 @@ def report(algo: str, runs: dict[str, list[Run]], total_steps: int) -> None:
         reached = [run.reached for run in runs[kind]]
         shown = ", ".join("never" if step is None else f"{step:,}" for step in reached)
         means[kind] = statistics.fmean(total_steps if s is None else s for s in reached)
-        on = ", ".join(
-            f"{run.precision:.4f} at {run.on_at:,} ({run.kept:.0%} kept)"
+        found = ", ".join(
+            f"{said(run.first)}; {said(run.last)}, on in {run.share_on:.0%} of the updates"
             for run in runs[kind]
-            if run.precision is not None and run.kept is not None
+            if run.first is not None and run.last is not None
         )
-        print(f"| {algo}, {name} | {shown} | {on or '-'} |", flush=True)
+        print(f"| {algo}, {name} | {shown} | {found or '-'} |", flush=True)
     if means["none"] <= means["true"]:
         print(f"{algo}: no mask needs no more steps than the true one")
         return
@@ -184,7 +205,7 @@ def main() -> None:
                 results[algo][kind].append(run)
                 print(f"{algo} {kind} seed {seed}: {run.reached}", flush=True)
     reached = f"env steps to a return of {arguments.threshold}, each seed"
-    print(f"| | {reached} | precision of invalid when first on |")
+    print(f"| | {reached} | precision of invalid when first on; at the end |")
     print("|---|---|---|")
     for algo in algos:
         report(algo, results[algo], arguments.total_steps)

@@ -27,6 +27,7 @@ LAYERS = (
         "board",
         "words",
         "attention",
+        "labels",
     },
     {
         "networks",
