@@ -176,6 +176,34 @@ def test_before_anything_was_seen_activations_are_left_alone():
     assert torch.equal(student(obs)[0], network(obs)[0])
 
 
+@pytest.mark.parametrize("bits", [1, 0, -3, 17, 40])
+@pytest.mark.parametrize("name", ["weight_bits", "activation_bits"])
+def test_bits_that_no_number_has_are_an_error(name, bits):
+    both = {"weight_bits": 8, "activation_bits": 8, name: bits}
+    with pytest.raises(ValueError, match=f"{name} is {bits}: it must be 2 to 16"):
+        QuantizedNetwork(make(), **both)
+    with pytest.raises(ValueError, match=f"{name} is {bits}"):
+        quantized_after(make(), **both, batches=[draw(VECTOR)])
+
+
+def test_without_observations_there_are_no_ranges():
+    with pytest.raises(ValueError, match="batches is empty"):
+        quantized_after(make(), 8, 8, [])
+    network = quantized_after(make(), 8, None, [])  # nothing to find
+    assert not torch.equal(network(draw(VECTOR))[0], make()(draw(VECTOR))[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_does_not_become_a_range(bad):
+    student, obs = quantized(make(), 8, 8), draw(VECTOR)
+    gradients(student, obs)
+    before = student.activation_ranges.clone()
+    obs[3, 1] = bad
+    with pytest.raises(FloatingPointError, match="activation is not finite"):
+        gradients(student, obs)
+    assert torch.equal(student.activation_ranges, before)
+
+
 def test_a_dead_unit_does_no_harm():
     network = make(VECTOR)
     for layer in layers_of(network):
