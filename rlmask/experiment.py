@@ -130,8 +130,13 @@ class Experiment:
         settings = {**read_yaml(Path(expert)), **self.config.expert_settings, **own}
         if "games" in settings:
             raise ConfigError(f"{expert} has several games; an expert has one")
-        if parse_config(settings, expert).algo == "recurrent_ppo":
+        config = parse_config(settings, expert)
+        if config.algo == "recurrent_ppo":
             raise ConfigError(f"{expert}: a policy that remembers scores no single state; use ppo")
+        if getattr(config.settings, "learned_mask", False):
+            raise ConfigError(
+                f"{expert}: a run with a learned mask teaches nobody; set it to false"
+            )
         return Job(name=name, run_dir=self.directory / "experts" / name, settings=settings)
 
     @property

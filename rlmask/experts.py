@@ -155,13 +155,18 @@ def from_run(
 
     Raises:
         RunError: if it has no checkpoint yet.
-        TeacherError: if it was trained on something else.
+        TeacherError: if it was trained on something else, or its scores are not of every action.
     """
     config, state = read_run(run_dir)
     if config.algo == "recurrent_ppo":
         raise TeacherError(
             f"teacher {run_dir} is a run of recurrent_ppo, whose scores depend on what the episode "
             "has shown before; a teacher scores states one by one. Train one by ppo, dqn or pqn"
+        )
+    if getattr(config.settings, "learned_mask", False):
+        raise TeacherError(
+            f"teacher {run_dir} is a run with a learned mask; it never learned scores for what "
+            "that rules out, and a student does not see it. Train one with learned_mask: false"
         )
     seen, action = captured_specs(state)
     place = place_of(game, config, run_dir)

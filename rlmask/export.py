@@ -7,6 +7,7 @@ Dimension key: `B` batch, `A` union actions.
 """
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -155,10 +156,8 @@ def export_run(run_dir: Path, path: Path, form: Format, int8: bool) -> list[str]
         said.append(f"the weights were trained in float32 and are rounded to {INT8_BITS} bits now")
     graph = PolicyGraph(network, int8)
     program = exported(graph, network.obs_spec, network.action_spec)
-    if form == "pt2":
-        save_program(program, path)
-    else:
-        replace_synced(path, onnx_bytes(program, facts_of(config)))
+    to_bytes = program_bytes if form == "pt2" else onnx_bytes
+    replace_synced(path, to_bytes(program, facts_of(config)))
     return [*said, f"{path}  {path.stat().st_size:,} bytes"]
 
 
@@ -183,10 +182,12 @@ def exported(graph: PolicyGraph, obs: ObsSpec, action: ActionSpec) -> ExportedPr
         return torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
 
 
-def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a program as .pt2, which `torch.export.load` reads."""
+def program_bytes(program: ExportedProgram, facts: dict[str, str]) -> bytes:
+    """Return a program as .pt2, which `torch.export.load` reads; the facts are its extra files."""
+    buffer = io.BytesIO()
     with quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, buffer, extra_files=dict(facts))
+    return buffer.getvalue()
 
 
 @contextmanager

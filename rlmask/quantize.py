@@ -26,7 +26,7 @@ from rlmask.layers import (
     grad_of,
     rows_of_games,
 )
-from rlmask.ops import Grid, fake_quant, grid_of, round_straight_through
+from rlmask.ops import BITS, Grid, fake_quant, grid_of, round_straight_through
 from rlmask.torso import ConvTorso, find_quickly
 
 RATE = 0.01  # of the moving averages of the ranges, a batch; the first ones count as in a mean
@@ -98,8 +98,11 @@ class QuantizedNetwork(nn.Module):
     float32; discrete ones and images of bytes are whole numbers as it is.
 
     Args:
-        weight_bits: see `quantized_weight`; None: float32.
+        weight_bits: see `quantized_weight`, 2 to 16; None: float32.
         activation_bits: see `rlmask.ops.fake_quant`, one range for each place; None: float32.
+
+    Raises:
+        ValueError: if there are no numbers of so many bits.
     """
 
     activation_ranges: Tensor
@@ -110,6 +113,9 @@ class QuantizedNetwork(nn.Module):
         self, network: ActorMimicNetwork, weight_bits: int | None, activation_bits: int | None
     ) -> None:
         super().__init__()
+        for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+            if bits not in (None, *BITS):
+                raise ValueError(f"{name} is {bits}: it must be 2 to 16, or None")
         self.obs_spec, self.action_spec = network.obs_spec, network.action_spec
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self.torso, self.actor_head = network.torso, network.actor_head
@@ -219,11 +225,20 @@ class QuantizedNetwork(nn.Module):
         return fake_quant(x, low[place], high[place], self.activation_bits)
 
     def observed(self, place: int, x: Tensor) -> Tensor:
-        """Add activations to the range of their place; return them on its grid."""
+        """Add activations to the range of their place; return them on its grid.
+
+        Raises:
+            FloatingPointError: if they are not finite; the range is then as before.
+        """
         if self.activation_bits is None:
             return x
         with torch.no_grad():
             seen = torch.stack([x.min().clamp(max=0), x.max().clamp(min=0)])
+            if not seen.isfinite().all():
+                raise FloatingPointError(
+                    "an activation is not finite. Look for huge observations, or lower "
+                    "learning_rate"
+                )
             rate = max(RATE, 1 / int(self.num_observed))
             self.activation_ranges[place].lerp_(seen, rate)
         return self.rounded(place, x)
@@ -273,10 +288,17 @@ def quantized(
     Args:
         batches: of observations, rows of the games in turn, for the ranges of the activations: the
             mean of the least and of the highest of each batch.
+
+    Raises:
+        ValueError: if there are no numbers of so many bits, or no batches to find ranges of.
     """
     student = QuantizedNetwork(copy.deepcopy(network), weight_bits, activation_bits)
     for obs in batches:
         student.observe(obs)
+    if activation_bits is not None and not student.num_observed:
+        raise ValueError(
+            "batches is empty: activation_bits needs observations, for the ranges of activations"
+        )
     student.quantize(True)
     return student
 

@@ -287,7 +287,7 @@ def test_a_gradient_step_is_that_of_the_sum_of_the_losses(parts):
 
 
 @pytest.mark.parametrize("of", ["log_probs", "probs"])
-def test_the_bonus_makes_a_student_surer_than_its_teacher(of):
+def test_the_bonus_is_part_of_the_loss(of):
     """The loss and its gradient, against autograd and the definition."""
     settings = config(confidence_bonus=0.2, confidence_of=of)
     states, temperatures = labelled(settings), torch.tensor([0.7, 1.3])
@@ -299,6 +299,26 @@ def test_the_bonus_makes_a_student_surer_than_its_teacher(of):
     loss = ops.confident_cross_entropy(logits, e, mask, 0.2, of) - entropy
     torch.testing.assert_close(terms.loss, loss.detach())
     torch.testing.assert_close(terms.grad, torch.autograd.grad(loss.sum(), logits)[0])
+
+
+def sureness(states, **changes):
+    """Mean highest probability, and mean entropy, of a student that was fitted to some states."""
+    settings = config(**changes)
+    with closing(envs_of(settings)) as envs:
+        state = distill.initial_state(settings, load_teachers(settings), envs, CPU)
+    now = distill.Schedule(learning_rate=1e-2, teacher_share=0.0, distill_coef=1.0)
+    distill.learn(settings, state, iter([(states, None)] * 60), None, now, CPU)
+    log_probs = ops.masked_log_softmax(state.network(states.obs)[0], states.action_mask)
+    entropy = ops.masked_entropy(log_probs, states.action_mask)
+    return log_probs.exp().amax(-1).mean().item(), entropy.mean().item()
+
+
+@pytest.mark.parametrize("of", ["log_probs", "probs"])
+def test_the_bonus_makes_a_student_surer(of):
+    states = labelled(config(), features=0)
+    highest, entropy = sureness(states)
+    surer, less = sureness(states, confidence_bonus=0.5, confidence_of=of)
+    assert surer > highest + 0.05 and less < entropy - 0.05
 
 
 @pytest.mark.parametrize(("after", "first"), [(0.0, 0), (0.5, 2), (0.6, 3), (1.0, 4)])

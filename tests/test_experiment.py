@@ -194,6 +194,13 @@ def test_an_expert_scores_single_states(tmp_path):
         Experiment(read_experiment(path), tmp_path / "out")
 
 
+def test_an_expert_has_no_learned_mask(tmp_path):
+    path = experiment(tmp_path)
+    write(tmp_path / "expert.yaml", {"algo": "dqn", "learned_mask": True})
+    with pytest.raises(ConfigError, match="a run with a learned mask teaches nobody"):
+        Experiment(read_experiment(path), tmp_path / "out")
+
+
 def test_an_expert_has_one_game(tmp_path):
     path = experiment(tmp_path)
     write(tmp_path / "expert.yaml", {**EXPERT, "games": GAMES})

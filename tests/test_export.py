@@ -2,13 +2,15 @@
 
 import builtins
 import copy
+import errno
+import os
 
 import pytest
 import torch
 
 from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.cli import main
-from rlmask.export import ExportError, PolicyGraph, exported, onnx_bytes, save_program
+from rlmask.export import ExportError, PolicyGraph, exported, onnx_bytes, program_bytes
 from rlmask.networks import ActorCritic, QNetwork
 from rlmask.ops import masked_argmax, split_parts
 from rlmask.optim import FlatAdam
@@ -157,7 +159,8 @@ def test_int8_of_a_float_network_is_near_it():
 def test_a_program_of_pytorch_is_read_back(tmp_path):
     network = trained(8, 8)
     graph = PolicyGraph(network, int8=True)
-    save_program(exported(graph, network.obs_spec, network.action_spec), tmp_path / "policy.pt2")
+    program = exported(graph, network.obs_spec, network.action_spec)
+    (tmp_path / "policy.pt2").write_bytes(program_bytes(program, {}))
     program = torch.export.load(tmp_path / "policy.pt2")
     obs, mask = draw(IMAGE), masks()
     action, scores = program.module()(obs, mask)
@@ -216,12 +219,27 @@ def test_the_command_writes_a_file(run_dir, capsys):
     facts = {p.key: p.value for p in onnx.load_from_string(model).metadata_props}
     assert facts == {"algo": "ppo", "games": '{"Taxi-v4": null}'}
     assert main(["export", str(run_dir), "--format", "pt2"]) == 0
-    assert (run_dir / "policy.pt2").is_file()
+    named = dict.fromkeys(facts, "")
+    torch.export.load(run_dir / "policy.pt2", extra_files=named)
+    assert named == facts
 
 
 def one_line(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_full_disk_leaves_the_file_that_was_there(form, run_dir, tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / f"policy.{form}"
+    path.write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["export", str(run_dir), "--format", form, "--output", str(path)]) == 2
+    assert "No space left" in one_line(capsys)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_text() == "before"
 
 
 def test_a_missing_package_is_one_line(run_dir, monkeypatch, capsys):

@@ -7,9 +7,12 @@ import envs_for_tests
 import pytest
 import torch
 
-from rlmask import dqn, ppo
+from rlmask import dqn, ppo, runs
 from rlmask.evaluate import evaluate, summarize
+from rlmask.experts import load_teacher
 from rlmask.learned_mask import LearnedMask, load_head, with_learned_mask
+from rlmask.runs import RunConfig, RunOptions
+from rlmask.teachers import TeacherError
 from rlmask.validity import ValidityConfig
 from rlmask.vector import Game, SpaceError, make_vector
 
@@ -373,3 +376,16 @@ def test_native_envs_do_not_tell():
 def test_settings_under_which_nothing_is_learned_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ValidityConfig(**changes)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_a_run_with_a_learned_mask_teaches_nobody(algo, tmp_path):
+    settings, trainer = run(algo, total_steps=128)
+    own = RunConfig(algo=algo, settings=settings, options=RunOptions())
+    runs.create(tmp_path / "run", own)
+    *_, update = trainer.train(settings)
+    settled = {"settings": runs.settings_text(own)}
+    runs.save_checkpoint(tmp_path / "run", update, settled, None)
+    (game,) = settings.all_games
+    with pytest.raises(TeacherError, match=r"a learned mask; .* with learned_mask: false"):
+        load_teacher(str(tmp_path / "run"), game, 0, torch.device("cpu"))

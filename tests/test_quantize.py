@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rlmask.actor_mimic import ActorMimicNetwork
-from rlmask.ops import fake_quant
+from rlmask.ops import fake_quant, grid_of
 from rlmask.optim import FlatAdam
 from rlmask.quantize import QuantizedNetwork, layers_of, quantized_weight, weight_steps
 from rlmask.quantize import quantized as quantized_after
@@ -134,16 +134,31 @@ def test_the_gradient_goes_straight_through(spec):
     torch.testing.assert_close(found, expected)
 
 
+def clamped(x, low, high, bits):
+    """A grid by autograd: a clamp, which blocks what is beyond, and steps that let all through."""
+    grid = grid_of(low, high, bits)
+    kept = x.clamp(grid.low, grid.high)
+    steps = (kept / grid.scale + 0.5).floor() * grid.scale
+    return kept + (steps - kept).detach()
+
+
 def test_what_is_beyond_the_range_has_no_gradient():
-    student, obs = quantized(make(VECTOR), None, 8), draw(VECTOR)
-    _, within = gradients(student, obs)
+    student, obs = quantized(make(VECTOR, value_head=False), None, 6), draw(VECTOR, rows=60)
+    gradients(student, obs)
     student.quantize(True)
-    student.activation_ranges.fill_(0.0)
-    student.num_observed.fill_(10**9)  # the range moves by a hundredth only
-    _, beyond = gradients(student, obs)
-    assert any((beyond[name] != within[name]).any() for name in within)
-    first = next(name for name in within if name.startswith("torso") and "weight" in name)
-    assert beyond[first].abs().sum() < within[first].abs().sum()
+    student.activation_ranges.mul_(0.5)
+    obs.requires_grad_()
+    x, layers = obs, student.torso.layers
+    for place, ends in enumerate(student.activation_ranges):
+        assert 0.01 < ((x < ends[0]) | (x > ends[1])).float().mean() < 0.9
+        x = clamped(x, *ends, 6)
+        x = torch.relu(layers[place](x)) if place < len(layers) else student.actor_head(x[0])
+    logits, _ = student(obs)
+    torch.testing.assert_close(logits, x)
+    of = [obs, *student.torso.parameters(), *student.actor_head.parameters()]
+    along = torch.randn(x.shape, generator=generator(1))
+    found, expected = (torch.autograd.grad(y, of, along) for y in (logits, x))
+    torch.testing.assert_close(found, expected)
 
 
 def test_ranges_are_moving_averages_that_acting_leaves_alone():
@@ -174,6 +189,34 @@ def test_before_anything_was_seen_activations_are_left_alone():
     student, obs = quantized(network, None, 4), draw(VECTOR)
     student.quantize(True)
     assert torch.equal(student(obs)[0], network(obs)[0])
+
+
+@pytest.mark.parametrize("bits", [1, 0, -3, 17, 40])
+@pytest.mark.parametrize("name", ["weight_bits", "activation_bits"])
+def test_bits_that_no_number_has_are_an_error(name, bits):
+    both = {"weight_bits": 8, "activation_bits": 8, name: bits}
+    with pytest.raises(ValueError, match=f"{name} is {bits}: it must be 2 to 16"):
+        QuantizedNetwork(make(), **both)
+    with pytest.raises(ValueError, match=f"{name} is {bits}"):
+        quantized_after(make(), **both, batches=[draw(VECTOR)])
+
+
+def test_without_observations_there_are_no_ranges():
+    with pytest.raises(ValueError, match="batches is empty"):
+        quantized_after(make(), 8, 8, [])
+    network = quantized_after(make(), 8, None, [])  # nothing to find
+    assert not torch.equal(network(draw(VECTOR))[0], make()(draw(VECTOR))[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_does_not_become_a_range(bad):
+    student, obs = quantized(make(), 8, 8), draw(VECTOR)
+    gradients(student, obs)
+    before = student.activation_ranges.clone()
+    obs[3, 1] = bad
+    with pytest.raises(FloatingPointError, match="activation is not finite"):
+        gradients(student, obs)
+    assert torch.equal(student.activation_ranges, before)
 
 
 def test_a_dead_unit_does_no_harm():

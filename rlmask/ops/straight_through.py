@@ -66,7 +66,7 @@ def fake_quant(
         narrow_range: leave out the lowest number, so that -m..m has its middle at 0.
 
     Raises:
-        ValueError: if the bits or the ranges are none.
+        ValueError: if the bits or the ranges are none, or a range is not finite.
     """
     if num_bits not in BITS:
         raise ValueError(f"num_bits is {num_bits}: it must be 2 to 16")
@@ -75,6 +75,8 @@ def fake_quant(
             f"min is {tuple(min.shape)} and max {tuple(max.shape)}: both must be [], or the "
             f"last axis of x {tuple(x.shape)}"
         )
+    if not bool((max.float() - min.float()).isfinite().all()):
+        raise ValueError("a range has an end that is not finite, or is too wide for float32")
     if bool((min > max).any()):
         raise ValueError("a range has min > max; exchange them")
     if bool(((min == max) & (min != 0)).any()):

@@ -7,6 +7,7 @@ TP = Σ y p, FP = Σ (1 - y) p, FN = Σ y (1 - p), over labelled entries.
 Dimension key: `B` rows, `A` union actions, `F` features, `C` 1 or A: counted together or by action.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -184,10 +185,18 @@ def fit_ridge(
     Args:
         strength: λ > 0.
 
+    Raises:
+        ValueError: if the strength is not positive and finite.
+
     Reference: Zahavy et al. 2018, arXiv:1809.02121, section 4.
     """
+    if not 0 < strength < math.inf:
+        raise ValueError(
+            f"strength is {strength}: it must be positive and finite, or V has no inverse"
+        )
     width = features.shape[-1]
-    gram = torch.eye(width, dtype=features.dtype).mul(strength).repeat(num_actions, 1, 1)
+    gram = features.new_zeros(num_actions, width, width)
+    gram.diagonal(dim1=1, dim2=2).fill_(strength)
     moment = features.new_zeros(num_actions, width)
     signal = invalid.to(features.dtype)
     for chosen in action.unique().tolist():
@@ -208,8 +217,13 @@ def eliminated(
         beta: width of the bound; the wider, the more often an action was tried before it goes.
         threshold: ℓ; what is at ℓ exactly is kept.
 
+    Raises:
+        ValueError: if beta is negative.
+
     Reference: Zahavy et al. 2018, arXiv:1809.02121, eq. 3 and 4.
     """
+    if not beta >= 0:  # neither is NaN
+        raise ValueError(f"beta is {beta}: it must not be negative")
     mean = features @ ridge.theta.mT
     spread = torch.einsum("bf,afg,bg->ba", features, ridge.inverse, features)
     return mean - (beta * spread.clamp(min=0)).sqrt() > threshold

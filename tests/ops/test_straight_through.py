@@ -179,6 +179,12 @@ def test_what_is_not_finite():
         (-1.0, 1.0, 17, "2 to 16"),
         (1.0, -1.0, 8, "exchange"),
         (2.0, 2.0, 8, "one number"),
+        (-np.inf, 1.0, 8, "not finite"),
+        (-1.0, np.inf, 8, "not finite"),
+        (np.nan, 1.0, 8, "not finite"),
+        (-1.0, np.nan, 8, "not finite"),
+        ([0.0, 0.0, 0.0], [1.0, np.inf, 1.0], 8, "not finite"),
+        (-3e38, 3e38, 8, "too wide"),
         ([-1.0, 0.0], [1.0, 2.0], 8, "last axis"),
     ],
 )

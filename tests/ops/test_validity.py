@@ -208,3 +208,28 @@ def test_ridge_is_that_of_the_normal_equations_and_elimination_its_lower_bound()
     assert not out[:, 3].any()
     wide = ops.eliminated(torch.tensor(seen), ridge, beta=1e6, threshold=0.2)
     assert not wide.any()
+
+
+TWO = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=F64)
+LABELS = torch.tensor([0, 1]), torch.tensor([True, False])
+
+
+def test_ridge_is_where_the_features_are():
+    """Not on the default device, which here is one without numbers."""
+    expected = ops.fit_ridge(TWO, *LABELS, 2, strength=0.5)
+    with torch.device("meta"):
+        found = ops.fit_ridge(TWO, *LABELS, 2, strength=0.5)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_ridge_without_an_inverse_is_an_error(strength):
+    with pytest.raises(ValueError, match=r"strength is .* positive"):
+        ops.fit_ridge(TWO, *LABELS, 2, strength=strength)
+
+
+@pytest.mark.parametrize("beta", [-0.1, float("nan")])
+def test_a_bound_without_a_width_is_an_error(beta):
+    ridge = ops.fit_ridge(TWO, *LABELS, 2, strength=0.5)
+    with pytest.raises(ValueError, match=r"beta is .* negative"):
+        ops.eliminated(TWO, ridge, beta=beta, threshold=0.2)
