@@ -12,22 +12,16 @@ Dimension key: `B` batch, `A` union actions, `H` features, `G` games, `P` places
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlmask.actor_mimic import ActorMimicNetwork
-from rlmask.layers import (
-    FirstLayer,
-    GameLinear,
-    GroupLinear,
-    apply_head,
-    grad_of,
-    rows_of_games,
-)
+from rlmask.layers import FirstLayer, GameLinear, GroupLinear, apply_head, grad_of
 from rlmask.ops import BITS, Grid, fake_quant, grid_of, round_straight_through
-from rlmask.torso import ConvTorso, find_quickly
+from rlmask.torso import find_quickly
 
 RATE = 0.01  # of the moving averages of the ranges, a batch; the first ones count as in a mean
 LEAST = 1e-6  # width of a range: that of a dead unit or channel still has a step
@@ -258,18 +252,9 @@ class QuantizedNetwork(nn.Module):
         with using(self._layers, weights):
             x = obs if self.obs_scaler is None else self.obs_scaler(obs)
             x = rounded(0, x) if x.is_floating_point() else x
-            place = 1
-            if self.torso.convs:
-                (convs,) = self.torso.convs
-                x, place = convolved(convs, x, game, rounded)
-            for layer, norm in self.torso._stack:
-                if isinstance(layer, GameLinear):
-                    x = layer.forward(x, game).unsqueeze(0)
-                else:
-                    x = layer.forward(x)
-                x = self.torso.activation(x if norm is None else norm.forward(x))
-                x, place = rounded(place, x), place + 1
-            return apply_head(self.actor_head, x[0], game), x[0]
+            places = count(1)
+            features = self.torso(x, game, lambda y: rounded(next(places), y))[0]
+            return apply_head(self.actor_head, features, game), features
 
     def _range_ends(self) -> tuple[Tensor, Tensor]:  # [P], [P]
         low, high = self.activation_ranges.unbind(1)
@@ -301,27 +286,3 @@ def quantized(
         )
     student.quantize(True)
     return student
-
-
-def convolved(
-    convs: nn.Module,
-    image: Tensor,
-    game: Int[Tensor, " B"] | None,
-    rounded: Callable[[int, Tensor], Tensor],
-) -> tuple[Float[Tensor, " G B H"], int]:
-    """Return what `ConvTorso.forward` does, its activations rounded; and the next place.
-
-    Raises:
-        TypeError: if it is something else.
-    """
-    if not isinstance(convs, ConvTorso):
-        raise TypeError(f"{type(convs).__name__} is no ConvTorso")
-    x = image.float() / 255 if image.dtype == torch.uint8 else image
-    x, place = x.permute(0, 3, 1, 2), 1
-    if convs.stems:
-        x = rows_of_games(list(convs.stems), x, game)
-    for module in convs.layers:
-        x = module(x)
-        if isinstance(module, nn.ReLU):
-            x, place = rounded(place, x), place + 1
-    return x.flatten(1).unsqueeze(0), place

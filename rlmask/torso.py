@@ -26,6 +26,7 @@ from rlmask.layers import (
 from rlmask.types import ObsSpec
 
 Activation = Literal["tanh", "relu"]
+After = Callable[[Tensor], Tensor]
 MINUS_ONE = torch.tensor(-1.0)
 tanh_backward = torch.ops.aten.tanh_backward.default
 threshold_backward = torch.ops.aten.threshold_backward.default
@@ -111,15 +112,19 @@ class ConvTorso(nn.Module):
         self.out_features = channels * height * width
 
     def forward(
-        self, image: Tensor, game: Int[Tensor, " B"] | None = None
+        self, image: Tensor, game: Int[Tensor, " B"] | None = None, after: After | None = None
     ) -> Float[Tensor, " B H"]:
-        """Return the filters, flat; `game` is as in `GameLinear`."""
+        """Return the filters, flat; `game` and `after` are as in `Torso.forward`."""
         scaled = image.float() / 255 if image.dtype == torch.uint8 else image
         # [B, H, W, C] -> [B, C, H, W], a view that already is channels_last
         planes = scaled.permute(0, 3, 1, 2)
         if self.stems:
             planes = rows_of_games(list(self.stems), planes, game)
-        return self.layers(planes).flatten(1)
+        for layer in self.layers:
+            planes = layer(planes)
+            if after is not None and isinstance(layer, nn.ReLU):
+                planes = after(planes)
+        return planes.flatten(1)
 
 
 def convolution(
@@ -194,10 +199,15 @@ class Torso(nn.Module):
         self._stack = list(zip(layers, norms, strict=True))
 
     def forward(
-        self, obs: Tensor, game: Int[Tensor, " B"] | None = None
+        self, obs: Tensor, game: Int[Tensor, " B"] | None = None, after: After | None = None
     ) -> Float[Tensor, " G B H"]:
-        """Return the features of each network; `game` is as in `GameLinear`."""
-        x = self._convolved(obs, game) if self.convs else obs
+        """Return the features of each network.
+
+        Args:
+            game: as in `GameLinear`.
+            after: what to make of that which comes out of each activation function, in order.
+        """
+        x = self._convolved(obs, game, after) if self.convs else obs
         for layer, norm in self._stack:
             if isinstance(layer, GameLinear):
                 x = layer.forward(x, game).unsqueeze(0)
@@ -206,6 +216,8 @@ class Torso(nn.Module):
             if norm is not None:
                 x = norm.forward(x)
             x = self.activation(x)
+            if after is not None:
+                x = after(x)
         return x
 
     def vjp(self, obs: Tensor) -> tuple[Float[Tensor, " G B H"], Callable[[Tensor], None]]:
@@ -237,8 +249,10 @@ class Torso(nn.Module):
 
         return x, pullback
 
-    def _convolved(self, obs: Tensor, game: Tensor | None = None) -> Float[Tensor, " G B H"]:
-        return torch.stack([conv(obs, game) for conv in self.convs])
+    def _convolved(
+        self, obs: Tensor, game: Tensor | None = None, after: After | None = None
+    ) -> Float[Tensor, " G B H"]:
+        return torch.stack([conv(obs, game, after) for conv in self.convs])
 
     def _pull_back_convs(self, output: Tensor, grad: Tensor) -> None:
         parameters = list(self.convs.parameters())

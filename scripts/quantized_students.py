@@ -8,7 +8,8 @@ Of every run below DIRECTORY/students, and of the float students quantised after
 against the float student of its seed. All play the same episodes. Agreement and KL are on states
 that the float student visits, of every game alike; so are those of the check in onnxruntime, where
 every student's exported policy has to choose the actions of its network. A row is the mean over
-seeds. What is done is kept in DIRECTORY/quantized.json, and not done again.
+seeds. What is done is kept in DIRECTORY/quantized.json, and not done again while the weights of
+student, float student and experts are the same.
 """
 
 import argparse
@@ -29,14 +30,14 @@ from torch import Tensor
 from rlmask.actor_mimic import ActorMimicNetwork
 from rlmask.charts import INK, STUDENT, STYLE, TEACHER, bare
 from rlmask.checkpoint import replace_synced
-from rlmask.experts import load_teachers
+from rlmask.experts import digest_of, load_teachers
 from rlmask.export import PolicyGraph, bits_of, exported, onnx_bytes
 from rlmask.ops import masked_argmax, masked_kl, masked_log_softmax, masked_sample
 from rlmask.policies import actor_policy
 from rlmask.quantize import QuantizedNetwork, quantized
 from rlmask.run import play_games
 from rlmask.runs import ALGORITHMS, RunConfig, read_run
-from rlmask.teachers import label, random_policy, teacher_policy
+from rlmask.teachers import Teacher, label, random_policy, teacher_policy
 from rlmask.types import Policy
 from rlmask.vector import game_names, make_vector, short_names
 from rlmask.words import markdown_table
@@ -140,6 +141,17 @@ def students(directory: Path) -> dict[str, tuple[RunConfig, Network]]:
     return found
 
 
+def digests_of(
+    name: str, runs: dict[str, tuple[RunConfig, Network]], teachers: Sequence[Teacher]
+) -> list[str]:
+    """Return the digests of all weights that the figures of a player are of.
+
+    A student that was quantised after training has those of its float student.
+    """
+    networks = [runs[of][1] for of in (name, float_of(name)) if of in runs]
+    return [*map(digest_of, networks), *(teacher.digest for teacher in teachers)]
+
+
 def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) -> dict[str, Any]:
     """Return the figures of all players, and keep them."""
     path = directory / "quantized.json"
@@ -149,6 +161,8 @@ def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) ->
 
     def keep(name: str, what: Any) -> None:
         done[name] = what
+        if isinstance(what, dict):
+            done[name] = {**what, "weights": digests_of(name, runs, teachers)}
         replace_synced(path, json.dumps(done, indent=1).encode())
         print(name, what, flush=True)
 
@@ -159,6 +173,9 @@ def measure(directory: Path, episodes: int, states: int, bits: Sequence[int]) ->
         raise SystemExit(f"{directory} has no float student whose training is over")
     config = next(iter(floats.values()))[0]
     teachers = load_teachers(config.settings)
+    for name, of in list(done.items()):
+        if isinstance(of, dict) and of.get("weights") != digests_of(name, runs, teachers):
+            del done[name]  # trained again, or gone
     names = short_names(game_names(config.eval_games))
     keep("games", names)
     others = {"teacher": teacher_policy(teachers, greedy=False, seed=0), "random": random_policy(0)}
