@@ -559,6 +559,9 @@ def learn(
         drawn = replace(drawn, reward=state.reward_scaler.scale(drawn.reward.unsqueeze(0))[0])
     if device.type != "cpu":
         drawn, weight = tree_map(lambda x: x.to(device), drawn), weight.to(device)
+    if config.learned_mask:  # an eliminated action that was tried is not admissible
+        own = drawn.action_mask.scatter(-1, drawn.action.unsqueeze(-1), True)
+        drawn = replace(drawn, action_mask=own)
     check_action(drawn.action_mask, drawn.action)
     targets = targets_of(state, drawn, config.double)
     learned: list[Learned] = []

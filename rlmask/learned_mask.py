@@ -41,9 +41,8 @@ class LearnedMask:
         seed: of the run.
 
     Attributes:
-        admissible: [N, A], what may be valid after the last step: the mask without what is
-            eliminated, but with the eliminated action that is to be tried, which the mask to act
-            under shows alone.
+        admissible: [N, A], what may be valid after the last step, the mask without what is
+            eliminated. It is the mask to act under, but where that is one eliminated action.
 
     Raises:
         SpaceError: if there are several games, or an action has several parts.
@@ -157,7 +156,7 @@ class LearnedMask:
         explores = (draws[:, :1] < self._config.explore) & gone.any(-1, keepdim=True)
         self._tried = torch.where(explores, gone.sum(-1, keepdim=True), 0).squeeze(-1)
         alone = torch.zeros_like(mask).scatter_(-1, tried, True)
-        self.admissible = narrow | (alone & explores)
+        self.admissible = narrow
         return torch.where(explores, alone, narrow)
 
     def _learn(self, obs: Tensor, action: Tensor, valid: Bool[Tensor, " N"]) -> None:

@@ -229,13 +229,13 @@ def test_the_action_that_is_tried_is_an_eliminated_one(monkeypatch, draw):
     own[0, [0, 7, 8]] = own[1, [0, 3]] = True
     shown = envs._narrowed(torch.zeros(2, dtype=torch.int64), own)
     assert shown.nonzero().tolist() == [[0, 7], [1, 3]]
-    # what a target bootstraps over is not the tried action alone
-    assert envs.admissible.nonzero().tolist() == [[0, 0], [0, 7], [1, 0], [1, 3]]
+    assert envs.admissible.nonzero().tolist() == [[0, 0], [1, 0]]
     assert envs._tried.tolist() == [2, 1]
 
 
-def test_a_target_is_over_what_is_admissible_not_over_the_tried_action_alone():
-    config, trainer = run("dqn", total_steps=512)
+@pytest.mark.parametrize("dueling", [False, True])
+def test_a_target_is_over_what_is_admissible_not_over_the_tried_action(monkeypatch, dueling):
+    config, trainer = run("dqn", total_steps=512, dueling=dueling, batch_size=256)
     envs = made(explore=0.5, period=10**9)
     state = trainer.initial_state(config, envs, torch.device("cpu"))
     envs.acting.head.weight.data.zero_()
@@ -244,14 +244,19 @@ def test_a_target_is_over_what_is_admissible_not_over_the_tried_action_alone():
     envs.acting.is_on.fill_(True)
     obs, mask = envs.reset()
     state.replay.start(obs, envs.admissible)
+    device, targets = torch.device("cpu"), []
     for _ in range(60):
-        device = torch.device("cpu")
         obs, mask, _ = trainer.collect(config, envs, state, obs, mask, 1.0, device)
-    drawn, _, _ = state.replay.sample(256, num_batches=1, gamma=0.9, n_step=1)
-    for stored in (drawn.action_mask, drawn.next_action_mask[drawn.discount > 0]):
-        assert stored[:, 6:].all()
-        assert set(stored[:, :6].sum(1).tolist()) == {0, 1}
-    assert drawn.action_mask.gather(1, drawn.action.unsqueeze(1)).all()
+    targets_of = trainer.targets_of
+    monkeypatch.setattr(
+        trainer, "targets_of", lambda *args: (targets.append(args[1]), targets_of(*args))[1]
+    )
+    _, drawn = trainer.learn(state, config, 1e-3, 0.0, device)
+    following = targets[0].next_action_mask[targets[0].discount > 0]
+    assert following[:, 6:].all() and not following[:, :6].any()
+    assert drawn.action_mask[:, 6:].all()
+    assert drawn.action_mask[:, :6].sum(1).tolist() == (drawn.action < 6).tolist()
+    assert (drawn.action < 6).any()
 
 
 def test_a_step_is_learned_from_or_held_out():
