@@ -206,6 +206,12 @@ class PPOConfig:
         if given or len(self.all_games) > 1:
             what = given[0] if given else "games"
             raise ValueError(f"encoder: set is for one game, and has no use for {what}")
+        ids = self.all_games[0].action_ids
+        if ids is not None and ids != tuple(range(self.num_actions or len(ids))):
+            raise ValueError(
+                f"action_ids is {ids}, num_actions {self.num_actions}: with encoder: set row i of "
+                "the observation is of action i; leave out both"
+            )
         width = self.hidden_sizes[0]
         if set(self.hidden_sizes) != {width} or self.num_heads < 1 or width % self.num_heads:
             raise ValueError(
@@ -261,6 +267,7 @@ def train(
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
+        NetworkError: if their observations are not what the network is for.
         FloatingPointError: if scores, a gradient or weights are not finite. Nothing of that update
             is yielded: resuming goes back to the last checkpoint.
     """
@@ -488,6 +495,7 @@ def collect(
     all_obs, masks, actions, log_prob, value, reward, terminated, truncated = (
         torch.stack(fact).to(device) for fact in zip(*facts, strict=True)
     )
+    check_entities(envs, network, all_obs, masks)
     rollout = Rollout(
         obs=all_obs,
         action_mask=masks,
@@ -501,6 +509,12 @@ def collect(
     )
     episodes = [episode for _, step in ends for episode in step.episodes]
     return rollout, episodes, obs, action_mask
+
+
+def check_entities(envs: VectorEnv, network: PPONetwork, obs: Tensor, masks: Tensor) -> None:
+    """Raise `NetworkError` if a network for sets would take a valid action for one not there."""
+    if isinstance(network, SetActorCritic):
+        network.check_mask(envs.spec.games[0].env_id, obs, masks)
 
 
 @torch.inference_mode()
