@@ -92,6 +92,15 @@ def test_an_empty_memory_is_the_callers_choice():
     assert context.tolist() == [[0, 0]]
 
 
+@pytest.mark.usefixtures("types_are_not_checked")
+@pytest.mark.parametrize("cls", [LuongAttention, BahdanauAttention])
+def test_names_that_there_are_not(cls):
+    with pytest.raises(ValueError, match="probability_fn is 'sparsemax'; choose one of softmax, h"):
+        mechanism(cls, probability_fn="sparsemax")
+    with pytest.raises(ValueError, match="empty is 'eror'; choose one of error, zero"):
+        mechanism(cls, empty="eror")
+
+
 class TestCell:
     def attention_of(self, output=True, **settings):
         """Return the cell after a step, and [h'; c] of what T5 asks for h' = q."""

@@ -106,6 +106,16 @@ def test_an_empty_memory_is_an_error_or_nothing(weigh, debug):
         assert not gradient.any()
 
 
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_what_empty_may_be():
+    mask = torch.tensor([[True, True], [False, False]])
+    for use in (ops.attention_weights, ops.hard_attention_weights):
+        with pytest.raises(ValueError, match="empty is 'eror'; choose one of error, zero"):
+            use(torch.randn(2, 2), mask, "eror")
+    with pytest.raises(ValueError, match="empty is 'eror'"):
+        ops.masked_mean_pool(torch.randn(2, 2, 3), mask, "eror")
+
+
 def test_hard_weights_are_one_at_the_best_place_there_is():
     scores = torch.tensor([[1.0, 5.0, 9.0], [2.0, 2.0, float("nan")]])
     weights = ops.hard_attention_weights(scores, ops.length_mask(torch.tensor([2, 2]), 3))
