@@ -208,6 +208,10 @@ class PPOConfig:
         if given or len(self.all_games) > 1:
             what = given[0] if given else "games"
             raise ValueError(f"encoder: set is for one game, and has no use for {what}")
+        if self.learned_mask:
+            raise ValueError(
+                "encoder: set is for problems of any size, learned_mask for one: choose one"
+            )
         ids = self.all_games[0].action_ids
         if ids is not None and ids != tuple(range(self.num_actions or len(ids))):
             raise ValueError(

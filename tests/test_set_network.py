@@ -130,6 +130,7 @@ def test_all_entities_need_a_row():
         ({"num_heads": 0}, "a multiple of num_heads = 0"),
         ({"normalize_obs": True}, "has no use for normalize_obs"),
         ({"popart": True}, "has no use for popart"),
+        ({"learned_mask": True}, "encoder: set .* learned_mask .* choose one"),
     ],
 )
 def test_settings_that_do_not_fit_a_set(changes, complaint):
