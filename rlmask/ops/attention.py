@@ -75,7 +75,7 @@ def attend(
     mask: Bool[Tensor, "*batch time"],
 ) -> Float[Tensor, "*batch dim"]:
     """Return the context Σ_t α_t v_t over the places that exist."""
-    # a sum over rows, not a product of matrices: more rows of zeros then change no rounding
+    # more places may change the order of the sum, and so its rounding; what they hold does not
     return (weights.unsqueeze(-1) * only_existing(values, mask)).sum(-2)
 
 
