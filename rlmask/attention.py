@@ -175,7 +175,8 @@ def look_up(
     scores = mechanism.scores(query, memory.keys)
     weights = WEIGHTS[mechanism.probability_fn](scores, memory.mask, mechanism.empty)
     # a product, as padded values are 0 already; `rlmask.ops.attend` takes any
-    return (weights.unsqueeze(-2) @ memory.values).squeeze(-2), weights
+    own = weights.to(memory.values.dtype)  # they are float32 of scores in half precision
+    return (own.unsqueeze(-2) @ memory.values).squeeze(-2), weights
 
 
 class AttentionCell(nn.Module):
@@ -335,5 +336,5 @@ class MultiHeadSelfAttention(nn.Module):
         scores = query @ key.mT / math.sqrt(query.shape[-1])
         seen = mask[:, None, None, :].expand(scores.shape)
         weights = attention_weights(scores, seen, "zero")
-        heads = (weights @ value).transpose(1, 2).flatten(2)
+        heads = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         return only_existing(linear(heads, self.weight_out, self.bias_out), mask)

@@ -60,13 +60,16 @@ def hard_attention_weights(
 ) -> Float[Tensor, "*batch time"]:
     """Return 1 at the highest score among the places that exist, 0 elsewhere; no gradient.
 
+    Of the same dtype as `attention_weights`, float32 at least.
+
     Raises:
         EmptyMaskError, ValueError: as `attention_weights`.
     """
     _check_places(mask, empty)
     best = masked_argmax(_where(mask, scores), _never_empty(mask))
     places = torch.arange(mask.shape[-1], device=mask.device)
-    return ((places == best.unsqueeze(-1)) & mask).to(scores.dtype)
+    dtype = torch.promote_types(scores.dtype, torch.float32)  # as of a softmax
+    return ((places == best.unsqueeze(-1)) & mask).to(dtype)
 
 
 def attend(

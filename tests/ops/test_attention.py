@@ -124,6 +124,15 @@ def test_hard_weights_are_one_at_the_best_place_there_is():
     assert weights.tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("empty", ["error", "zero"])
+def test_weights_are_of_one_dtype(dtype, empty):
+    scores, mask = torch.randn(2, 3, dtype=dtype), torch.ones(2, 3, dtype=torch.bool)
+    for weigh in (ops.attention_weights, ops.hard_attention_weights):
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        assert weigh(scores, mask, empty).dtype == expected
+
+
 def test_lengths_that_there_are_no_places_for():
     assert ops.length_mask(torch.tensor([0, 2]), 2).tolist() == [[False, False], [True, True]]
     for length in (-1, 3):
