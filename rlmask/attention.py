@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rlmask.ops import attention_weights, hard_attention_weights, only_existing
-from rlmask.ops.attention import Empty
+from rlmask.ops import attention_weights, check_choice, hard_attention_weights, only_existing
+from rlmask.ops.attention import EMPTY, Empty
 from rlmask.recurrent import Cell, RecurrentCell, orthogonal_weight
 
 ProbabilityFn = Literal["softmax", "hardmax"]
@@ -50,7 +50,7 @@ class LuongAttention(nn.Module):
         generator: of the initial weights (CPU).
 
     Raises:
-        ValueError: if Q is not U.
+        ValueError: if Q is not U, or a choice is none of its names.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class LuongAttention(nn.Module):
                 f"units is {units}, but the query has {query_size} numbers: multiplicative "
                 "attention compares keys with the query itself; set units to its size"
             )
+        check_choice("probability_fn", probability_fn, WEIGHTS)
+        check_choice("empty", empty, EMPTY)
         self.memory_size, self.probability_fn = memory_size, probability_fn
         self.empty: Empty = empty
         self.memory_weight = orthogonal_weight(units, memory_size, generator)
@@ -105,6 +107,9 @@ class BahdanauAttention(nn.Module):
         units: U.
         normalized: see above.
         memory_size, query_size, probability_fn, empty, generator: as in `LuongAttention`.
+
+    Raises:
+        ValueError: if a choice is none of its names.
     """
 
     def __init__(
@@ -119,6 +124,8 @@ class BahdanauAttention(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        check_choice("probability_fn", probability_fn, WEIGHTS)
+        check_choice("empty", empty, EMPTY)
         self.memory_size, self.probability_fn = memory_size, probability_fn
         self.empty: Empty = empty
         self.memory_weight = orthogonal_weight(units, memory_size, generator)
@@ -168,7 +175,8 @@ def look_up(
     scores = mechanism.scores(query, memory.keys)
     weights = WEIGHTS[mechanism.probability_fn](scores, memory.mask, mechanism.empty)
     # a product, as padded values are 0 already; `rlmask.ops.attend` takes any
-    return (weights.unsqueeze(-2) @ memory.values).squeeze(-2), weights
+    own = weights.to(memory.values.dtype)  # they are float32 of scores in half precision
+    return (own.unsqueeze(-2) @ memory.values).squeeze(-2), weights
 
 
 class AttentionCell(nn.Module):
@@ -328,5 +336,5 @@ class MultiHeadSelfAttention(nn.Module):
         scores = query @ key.mT / math.sqrt(query.shape[-1])
         seen = mask[:, None, None, :].expand(scores.shape)
         weights = attention_weights(scores, seen, "zero")
-        heads = (weights @ value).transpose(1, 2).flatten(2)
+        heads = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         return only_existing(linear(heads, self.weight_out, self.bias_out), mask)

@@ -101,6 +101,14 @@ def check_unit_interval(config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {value}: it must be in 0..1")
 
 
+def check_literals(config: Any) -> None:
+    """Raise `ConfigError` unless each setting that takes one of some names is one of them."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
+        if Literal in kinds:
+            convert(getattr(config, name), hint, name)
+
+
 def check_envs(config: Any) -> None:
     """Check the settings that every algorithm has of its envs and its network.
 

@@ -88,11 +88,22 @@ class RecurrentPolicy:
         return action.to(obs.device)
 
     def forget(self, rows: Int[Tensor, " E"] | None = None) -> None:
-        """Remember nothing of these rows; None: of any."""
+        """Remember nothing of these rows; None: of any.
+
+        Raises:
+            ValueError: if there are no such rows.
+        """
         if rows is None:
             self._begin(0)
-        elif len(rows):
-            self._age = self._age.index_fill(0, rows.to(self._device), 0)
+            return
+        count = len(self._age)
+        if rows.is_floating_point() or rows.dtype == torch.bool:
+            raise ValueError(f"rows are {rows.dtype}: give their numbers, mask.nonzero().flatten()")
+        if not count or not len(rows):  # nothing is remembered yet, or to be forgotten
+            return
+        if int(rows.min()) < 0 or int(rows.max()) >= count:
+            raise ValueError(f"rows are {rows.tolist()}: the last call had 0 to {count - 1}")
+        self._age = self._age.index_fill(0, rows.to(self._device, torch.int64), 0)
 
     @torch.inference_mode()
     def _begin(self, num_rows: int) -> None:

@@ -23,6 +23,7 @@ from rlmask.config import (
     check_at_least,
     check_envs,
     check_finite,
+    check_literals,
     check_positive,
     check_unit_interval,
 )
@@ -170,6 +171,7 @@ class PPOConfig:
         Raises:
             ValueError: names the fields and the remedy.
         """
+        check_literals(self)
         check_envs(self)
         check_at_least(self, 1, "num_epochs", "num_minibatches")
         if self.steps_per_update % self.num_minibatches:
@@ -206,6 +208,16 @@ class PPOConfig:
         if given or len(self.all_games) > 1:
             what = given[0] if given else "games"
             raise ValueError(f"encoder: set is for one game, and has no use for {what}")
+        if self.learned_mask:
+            raise ValueError(
+                "encoder: set is for problems of any size, learned_mask for one: choose one"
+            )
+        ids = self.all_games[0].action_ids
+        if ids is not None and ids != tuple(range(self.num_actions or len(ids))):
+            raise ValueError(
+                f"action_ids is {ids}, num_actions {self.num_actions}: with encoder: set row i of "
+                "the observation is of action i; leave out both"
+            )
         width = self.hidden_sizes[0]
         if set(self.hidden_sizes) != {width} or self.num_heads < 1 or width % self.num_heads:
             raise ValueError(
@@ -261,6 +273,7 @@ def train(
 
     Raises:
         EnvError, SpaceError, MaskError: as the envs give cause, before or during training.
+        NetworkError: if their observations are not what the network is for.
         FloatingPointError: if scores, a gradient or weights are not finite. Nothing of that update
             is yielded: resuming goes back to the last checkpoint.
     """
@@ -488,6 +501,7 @@ def collect(
     all_obs, masks, actions, log_prob, value, reward, terminated, truncated = (
         torch.stack(fact).to(device) for fact in zip(*facts, strict=True)
     )
+    check_entities(envs, network, all_obs, masks)
     rollout = Rollout(
         obs=all_obs,
         action_mask=masks,
@@ -501,6 +515,12 @@ def collect(
     )
     episodes = [episode for _, step in ends for episode in step.episodes]
     return rollout, episodes, obs, action_mask
+
+
+def check_entities(envs: VectorEnv, network: PPONetwork, obs: Tensor, masks: Tensor) -> None:
+    """Raise `NetworkError` if a network for sets would take a valid action for one not there."""
+    if isinstance(network, SetActorCritic):
+        network.check_mask(envs.spec.games[0].env_id, obs, masks)
 
 
 @torch.inference_mode()

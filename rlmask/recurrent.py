@@ -13,7 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from rlmask.ops import check_choice
+
 Cell = Literal["gru", "lstm"]
+GATES = {"gru": 3, "lstm": 4}
 
 
 def orthogonal_weight(
@@ -42,12 +45,16 @@ class RecurrentCell(nn.Module):
         input_size: X.
         size: R.
         generator: of the initial weights (CPU), orthogonal gate by gate.
+
+    Raises:
+        ValueError: if there is no such kind.
     """
 
     def __init__(self, kind: Cell, input_size: int, size: int, generator: torch.Generator) -> None:
         super().__init__()
+        check_choice("kind", kind, GATES)
         self.kind, self.input_size, self.size = kind, input_size, size
-        gates = 3 if kind == "gru" else 4
+        gates = GATES[kind]
         self.state_size = size if kind == "gru" else 2 * size
 
         def stacked(inputs: int) -> nn.Parameter:

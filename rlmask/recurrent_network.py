@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from rlmask.attention import AttentionCell, BahdanauAttention, LuongAttention, Mechanism, Memory
 from rlmask.layers import head
 from rlmask.normalize import ObsScaler
-from rlmask.ops import only_existing
+from rlmask.ops import check_choice, only_existing
 from rlmask.recurrent import Cell
 from rlmask.torso import Activation, Torso, find_quickly
 from rlmask.types import ActionSpec, ObsSpec
 
 Attention = Literal["none", "luong", "bahdanau"]
+MECHANISMS = {"luong": LuongAttention, "bahdanau": BahdanauAttention}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,9 @@ class RecurrentActorCritic(nn.Module):
         features = hidden_sizes[-1]
         self.torso = Torso(1, obs, hidden_sizes, activation, generator, conv_filters=conv_filters)
         mechanisms: list[Mechanism] = []
+        check_choice("attention", attention, ["none", *MECHANISMS])
         if attention != "none":
-            make = LuongAttention if attention == "luong" else BahdanauAttention
+            make = MECHANISMS[attention]
             mechanisms = [make(recurrent_size, features, recurrent_size, generator=generator)]
         self.core = AttentionCell(
             cell,

@@ -31,7 +31,9 @@ from rlmask.runs import (
     settings_text,
     spec_of,
 )
-from rlmask.types import Episode, Policy, Update, captured_specs
+from rlmask.set_network import rows_of
+from rlmask.torso import NetworkError
+from rlmask.types import ActionSpec, Episode, ObsSpec, Policy, Update, captured_specs
 from rlmask.vector import Game, game_names, make_vector
 
 
@@ -236,7 +238,8 @@ def load(
         greedy: always the best valid action; otherwise as in training: drawn from PPO's softmax
             over the valid ones, or epsilon-greedy at the last epsilon of DQN and PQN.
         seed: of the draws.
-        games: to play in place of its own; of another size only if its network fits any.
+        games: to play in place of its own; of another size only if its network fits any, and with
+            rows of the same numbers.
 
     Raises:
         RunError: if there is no run, it has no checkpoint yet, or its network does not fit `games`.
@@ -249,14 +252,26 @@ def load(
     if games is not None:
         state.update(spec_of(config.settings, games).capture())
     obs, action = captured_specs(state)
-    if (obs, action) != own and getattr(config.settings, "encoder", "layers") != "set":
+    is_set = getattr(config.settings, "encoder", "layers") == "set"
+    if (obs, action) != own and not (is_set and have_the_same_rows(own, (obs, action))):
+        remedy = "train it with `encoder: set` for problems of any size"
+        if is_set:
+            remedy = "its rows are of another width: play problems of the game it was trained on"
         raise RunError(
             f"the policy of {run_dir} is for {own[1].num_actions} actions and observations of "
             f"{own[0].shape or own[0].n}, not for {action.num_actions} and {obs.shape or obs.n}; "
-            "train it with `encoder: set` for problems of any size"
+            f"{remedy}"
         )
     load_policy = ALGORITHMS[config.algo].load_policy
     return load_policy(config.settings, state, greedy=greedy, seed=seed)
+
+
+def have_the_same_rows(*specs: tuple[ObsSpec, ActionSpec]) -> bool:
+    """Return whether a network for sets that is made for one of them fits all."""
+    try:
+        return len({rows_of(obs, action) for obs, action in specs}) == 1
+    except NetworkError:  # no rows at all
+        return False
 
 
 class Interrupted(Exception):

@@ -117,6 +117,25 @@ class SetActorCritic(nn.Module):
         score = only_existing(self.actor_head(features), is_there).squeeze(-1)
         return score, value, mean
 
+    def check_mask(
+        self, env_id: str, obs: Float[Tensor, "*batch obs"], action_mask: Bool[Tensor, "*batch E"]
+    ) -> None:
+        """Check that the entity of every valid action is there: what is not has a score of 0.
+
+        Raises:
+            NetworkError: if one is not, as where the rows of an observation are laid out otherwise.
+        """
+        first = obs[..., : self.num_features * self.action_spec.num_actions : self.num_features]
+        unseen = action_mask & ~(first > 0)
+        if bool(unseen.any()):
+            action = int(unseen.nonzero()[0, -1])
+            raise NetworkError(
+                f"{env_id}: action {action} is valid, but number {action * self.num_features} of "
+                f"the observation, the first of row {action}, is not positive, which says that it "
+                "is not there. The observation is no row of "
+                f"{self.num_features} numbers an action: set encoder to layers"
+            )
+
     def vjp(
         self, obs: Float[Tensor, " B obs"]
     ) -> tuple[Float[Tensor, " B E"], Float[Tensor, " B"], Callable[[Tensor, Tensor], None]]:
@@ -193,6 +212,6 @@ def rows_of(obs: ObsSpec, action: ActionSpec) -> tuple[int, int]:
     if len(action.nvec) > 1 or size < count:
         raise NetworkError(
             f"encoder is set, but observations of {obs.kind} {obs.shape or obs.n} are no rows of "
-            f"numbers, one for each of {'+'.join(map(str, action.nvec))} actions; set it to mlp"
+            f"numbers, one for each of {'+'.join(map(str, action.nvec))} actions; set it to layers"
         )
     return divmod(size, count)

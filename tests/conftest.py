@@ -41,6 +41,12 @@ def _types_are_checked_where_it_is_quick(request, monkeypatch):
 
 
 @pytest.fixture
+def types_are_not_checked(monkeypatch):
+    """As outside of tests: what a misspelt name does there."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
 def without_atari(monkeypatch):
     """Listing makes every registered env: not Atari's hundreds, if another test registered them."""
     for id_, spec in list(gym.registry.items()):

@@ -92,6 +92,15 @@ def test_an_empty_memory_is_the_callers_choice():
     assert context.tolist() == [[0, 0]]
 
 
+@pytest.mark.usefixtures("types_are_not_checked")
+@pytest.mark.parametrize("cls", [LuongAttention, BahdanauAttention])
+def test_names_that_there_are_not(cls):
+    with pytest.raises(ValueError, match="probability_fn is 'sparsemax'; choose one of softmax, h"):
+        mechanism(cls, probability_fn="sparsemax")
+    with pytest.raises(ValueError, match="empty is 'eror'; choose one of error, zero"):
+        mechanism(cls, empty="eror")
+
+
 class TestCell:
     def attention_of(self, output=True, **settings):
         """Return the cell after a step, and [h'; c] of what T5 asks for h' = q."""
@@ -200,6 +209,33 @@ def test_padding_has_no_part_in_output_and_gradients(cls, content, extra):
     # the products sum in another order
     for one, other in zip(ours, clean, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2), (torch.float64, 1e-6)]
+)
+@pytest.mark.parametrize("probability_fn", ["softmax", "hardmax"])
+def test_other_dtypes(dtype, tolerance, probability_fn):
+    """As in float32, up to a few roundings: 2^-11 of half precision, 2^-8 of bfloat16."""
+    both = [
+        cls(4, 3, 4, probability_fn=probability_fn, generator=generator())
+        for cls in (LuongAttention, BahdanauAttention)
+    ]
+    cell = AttentionCell("gru", 2, 4, both, attention_layer_size=[3, 3], generator=generator())
+    sets = MultiHeadSelfAttention(6, 2, generator())
+    mask = ops.length_mask(torch.tensor([1, 3]), 4)
+    values, x, entities = torch.randn(2, 4, 3), torch.randn(2, 2), torch.randn(2, 4, 6)
+
+    def run(dtype):
+        cell.to(dtype)
+        memories = [memorize(made, values.to(dtype), mask) for made in both]
+        output, state = cell(x.to(dtype), cell.initial_state(2).to(dtype), memories)
+        return output, state, sets.to(dtype)(entities.to(dtype), mask)
+
+    expected = run(torch.float32)
+    for ours, theirs in zip(run(dtype), expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), theirs, rtol=tolerance, atol=tolerance)
 
 
 class TestSelfAttention:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rlmask import __version__, cli, commands, run, runs
 from rlmask.cli import main
+from rlmask.vector import Game
 
 FIGURES = ["mean_return", "standard_error", "episodes", "mean_length", "invalid_actions"]
 
@@ -731,6 +732,13 @@ def test_eval_plays_other_sizes(rlmask, tmp_path):
     more = "{num_customers: 7}"
     code, out, _ = rlmask("eval", "routes", "--episodes", "4", "--json", "--env-kwargs", more)
     assert code == 0 and 7 < json.loads(out)["mean_length"] <= 14
+
+    # rows of 2 numbers and 1 common one, or none at all, where the policy knows 9 and 3
+    for name in ("Pick", "Grid"):
+        with pytest.raises(
+            runs.RunError, match="of another width: play problems of the game it was"
+        ):
+            run.load("routes", games=(Game(env_id=env_id(name)),))
 
     Path("routes.yaml").write_text(json.dumps({**routes, "encoder": "layers"}))
     assert rlmask("train", "routes.yaml", "--run-dir", "layers")[0] == 0

@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmask import runs
-from rlmask.config import ConfigError, build, read_yaml, suggest, to_settings
+from rlmask.config import ConfigError, build, check_literals, read_yaml, suggest, to_settings
+from rlmask.distill import DistillConfig
 from rlmask.ppo import PPOConfig
+from rlmask.pqn import PQNConfig
+from rlmask.recurrent_ppo import RecurrentPPOConfig
 from rlmask.vector import Game
 
 ALL = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -323,3 +326,36 @@ def test_the_configs_of_the_repository_hold(path):
     defaults = to_settings(type(config.settings)(env="any"))
     repeated = {key for key, value in settings.items() if defaults.get(key, ...) == value}
     assert not repeated, "a config has only what differs from the defaults"
+
+
+@pytest.mark.usefixtures("types_are_not_checked")
+@pytest.mark.parametrize(
+    ("cls", "settings", "words"),
+    [
+        (PPOConfig, {"encoder": "Set"}, "encoder is 'Set'; choose one of layers, set"),
+        (PPOConfig, {"mask_source": "Info"}, "mask_source is 'Info'; choose one of auto, info"),
+        (RecurrentPPOConfig, {"attention": "Luong"}, "attention is 'Luong'; choose one of none, l"),
+        (RecurrentPPOConfig, {"cell": "GRU"}, "cell is 'GRU'; choose one of gru, lstm"),
+        (PQNConfig, {"activation": "ReLU"}, "activation is 'ReLU'; choose one of tanh, relu"),
+        (DistillConfig, {"loss": "kl"}, "loss is 'kl'; choose one of policy, reverse"),
+        (DistillConfig, {"temperature": "Auto"}, "temperature is 'Auto'; it must be a number or a"),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused_without_a_file_too(cls, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        cls(env="any", **settings)
+
+
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_literals_are_checked_wherever_they_are():
+    @dataclass
+    class Choices:
+        maybe: Literal["a", "b"] | None = None
+        number: float | Literal["auto"] = "auto"
+        text: str = "c"
+
+    for good in ({}, {"maybe": "b", "number": 2}, {"text": "d"}):
+        check_literals(Choices(**good))
+    for bad in ({"maybe": "c"}, {"number": "c"}, {"number": None}):
+        with pytest.raises(ConfigError, match=f"^{next(iter(bad))} is"):
+            check_literals(Choices(**bad))

@@ -59,3 +59,9 @@ def test_initial_weights_come_from_the_generator_alone():
     assert torch.equal(one.weight_state, other.weight_state)
     assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(one.weight_state[:4] @ one.weight_state[:4].T, torch.eye(4))
+
+
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_a_kind_that_there_is_not():
+    with pytest.raises(ValueError, match="kind is 'GRU'; choose one of gru, lstm"):
+        RecurrentCell("GRU", 5, 4, torch.Generator())

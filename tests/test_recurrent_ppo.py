@@ -328,6 +328,21 @@ def test_target_kl_ends_an_update_before_a_step_that_goes_too_far():
     assert free.capture()["optimizer"]["step"] == 20
 
 
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_a_policy_forgets_rows_that_there_are(kind):
+    policy = RecurrentPolicy(network_of(config(**kind)), greedy=True)
+    policy.forget(torch.tensor([0, 5]))  # nothing is remembered yet
+    policy(torch.zeros(3, 2), torch.ones(3, 3, dtype=torch.bool))
+    policy.forget(torch.tensor([2, 0], dtype=torch.int32))
+    for rows in ([3], [0, -1]):
+        with pytest.raises(ValueError, match="the last call had 0 to 2"):
+            policy.forget(torch.tensor(rows))
+    for rows in (torch.ones(3, dtype=torch.bool), torch.zeros(1)):
+        with pytest.raises(ValueError, match="give their numbers"):
+            policy.forget(rows)
+    policy.forget(torch.tensor([], dtype=torch.int64))
+
+
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_policy_step_by_step_is_the_network_on_whole_episodes(kind, greedy):
     network = network_of(config(**kind))

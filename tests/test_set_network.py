@@ -1,13 +1,17 @@
+import re
+
 import pytest
 import torch
 from envs_for_tests import env_id
 
 from rlmask import ppo
+from rlmask.config import build
 from rlmask.optim import FlatAdam
 from rlmask.set_network import ROWS, SetActorCritic
 from rlmask.torso import NetworkError
 from rlmask.transfer import initial_weights
 from rlmask.types import ActionSpec, ObsSpec
+from rlmask.vector import Game, SpaceError
 
 FEATURES, COMMON = 3, 2
 
@@ -109,8 +113,11 @@ def test_the_pullback_is_the_gradient():
 def test_all_entities_need_a_row():
     obs = ObsSpec(kind="vector", shape=(4,), dtype="float32")
     settings = {"width": 8, "num_blocks": 1, "num_heads": 2, "generator": torch.Generator()}
-    with pytest.raises(NetworkError, match=r"observations of vector \(4,\) are no rows .* 5 act"):
+    complaint = r"observations of vector \(4,\) are no rows .* 5 actions; set it to (\w+)"
+    with pytest.raises(NetworkError, match=complaint) as error:
         SetActorCritic(obs, ActionSpec(nvec=(5,)), **settings)
+    remedy = re.search(complaint, str(error.value))
+    build(ppo.PPOConfig, {"env": "x", "encoder": remedy[1]}, "the remedy")
     with pytest.raises(NetworkError, match=r"each of 2\+2 actions"):
         SetActorCritic(obs, ActionSpec(nvec=(2, 2)), **settings)
 
@@ -123,6 +130,7 @@ def test_all_entities_need_a_row():
         ({"num_heads": 0}, "a multiple of num_heads = 0"),
         ({"normalize_obs": True}, "has no use for normalize_obs"),
         ({"popart": True}, "has no use for popart"),
+        ({"learned_mask": True}, "encoder: set .* learned_mask .* choose one"),
     ],
 )
 def test_settings_that_do_not_fit_a_set(changes, complaint):
@@ -130,9 +138,44 @@ def test_settings_that_do_not_fit_a_set(changes, complaint):
         ppo.PPOConfig(env="x", encoder="set", **{"hidden_sizes": (8,), **changes})
 
 
+@pytest.mark.parametrize(
+    ("ids", "num_actions"), [((1, 0, 2, 3, 4, 5), None), ((0, 2), None), ((0, 1), 3)]
+)
+def test_row_i_is_of_action_i(ids, num_actions):
+    games = (Game(env_id=env_id("Pick"), action_ids=ids),)
+    with pytest.raises(ValueError, match="row i of the observation is of action i"):
+        ppo.PPOConfig(games=games, encoder="set", num_actions=num_actions)
+
+
+def test_as_many_actions_as_the_game_has():
+    games = (Game(env_id=env_id("Pick"), action_ids=(0, 1, 2, 3, 4, 5)),)
+    ppo.PPOConfig(games=games, encoder="set", num_actions=6)
+    with pytest.raises(SpaceError, match="has 6 actions, num_actions is 7"):
+        next(ppo.train(config(num_actions=7)))
+
+
+def test_valid_actions_are_of_entities_that_are_there():
+    # 311 numbers of 10 jobs are taken as rows of 31; those of JobShop are of 9, and more follows
+    updates = ppo.train(config(env="rlmask_envs:rlmask/JobShop-v0", vectorization="native"))
+    complaint = r"rlmask/JobShop-v0: action \d is valid, but .* set encoder to layers"
+    with pytest.raises(NetworkError, match=complaint):
+        next(updates)
+
+
+def test_the_first_number_of_its_own_row_says_that_an_entity_is_there():
+    network, (entities, common) = make(6), draw(5, 6)
+    obs, there = flat(entities, common), entities[..., 0] > 0
+    network.check_mask("game", obs, there)
+    network.check_mask("game", obs, torch.zeros_like(there))
+    row, action = (~there).nonzero()[0].tolist()
+    there[row, action] = True
+    with pytest.raises(NetworkError, match=f"game: action {action} .* number {action * FEATURES}"):
+        network.check_mask("game", obs, there)
+
+
 def config(**changes):
     return ppo.PPOConfig(
-        env=env_id("Pick"),
+        **{"env": env_id("Pick"), **changes},
         encoder="set",
         hidden_sizes=(16,),
         num_envs=16,
@@ -141,7 +184,6 @@ def config(**changes):
         learning_rate=1e-2,
         entropy_coef=0.0,
         device="cpu",
-        **changes,
     )
 
 

@@ -114,10 +114,30 @@ def instance(obs, capacity: int | None = None) -> tuple[np.ndarray, np.ndarray, 
         obs: the observation that an episode starts with; coordinates are as seen from the depot,
             and turned as there.
         capacity: as for `setup`.
+
+    Raises:
+        ValueError: if the observation is another, or the capacity is not the one it was made with.
     """
-    nodes = np.asarray(obs, np.float64)[:-NUM_COMMON].reshape(-1, NUM_FEATURES)
-    capacity = check_capacity(len(nodes) - 1, capacity)
-    return nodes[:, 1:3], np.rint(nodes[:, 5] * capacity).astype(int), capacity
+    obs = np.asarray(obs, np.float64)
+    num_nodes, rest = divmod(obs.size - NUM_COMMON, NUM_FEATURES)
+    if obs.ndim != 1 or rest or num_nodes < 2:
+        raise ValueError(f"an array of shape {obs.shape} is no observation of one CVRP")
+    nodes, common = obs[:-NUM_COMMON].reshape(-1, NUM_FEATURES), obs[-NUM_COMMON:]
+    capacity = check_capacity(num_nodes - 1, capacity)
+    if (nodes[:, 0] != 1).any() or nodes[DEPOT, 1:7].any() or (common[:2] != (1, 0)).any():
+        raise ValueError(
+            "customers are served already, or the vehicle is not full at the depot: give the "
+            "observation that the episode starts with"
+        )
+    demands = nodes[:, 5] * capacity
+    whole = np.rint(demands).astype(int)
+    off = (abs(demands - whole) > 1e-3) | (whole < 1) | (whole > MAX_DEMAND)
+    if off[1:].any():
+        raise ValueError(
+            f"with a capacity of {capacity} a demand is {demands[1:][off[1:]][0]:.3f}, no whole "
+            f"number of 1 to {MAX_DEMAND}: give the capacity that the env was made with"
+        )
+    return nodes[:, 1:3], whole, capacity
 
 
 @njit

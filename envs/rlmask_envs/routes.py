@@ -22,9 +22,9 @@ def nearest_neighbour(coords: Any, demands: Any, capacity: int) -> list[int]:
     """Return routes that go on to the nearest customer whose demand fits, else to the depot.
 
     Raises:
-        ValueError: if a demand is above the capacity.
+        ValueError: if a demand is above the capacity, or there is not one for each place.
     """
-    check_demands(demands, capacity)
+    check_demands(coords, demands, capacity)
     visits, left, load = [DEPOT], list(range(1, len(coords))), capacity
     while left:
         here = coords[visits[-1]]
@@ -50,9 +50,9 @@ def savings(coords: Any, demands: Any, capacity: int) -> list[int]:
     Reference: Clarke and Wright 1964, doi:10.1287/opre.12.4.568.
 
     Raises:
-        ValueError: if a demand is above the capacity.
+        ValueError: if a demand is above the capacity, or there is not one for each place.
     """
-    check_demands(demands, capacity)
+    check_demands(coords, demands, capacity)
     customers = range(1, len(coords))
     home = [math.dist(coords[DEPOT], place) for place in coords]
     links = [
@@ -80,11 +80,15 @@ def savings(coords: Any, demands: Any, capacity: int) -> list[int]:
     return visits
 
 
-def check_demands(demands: Any, capacity: int) -> None:
+def check_demands(coords: Any, demands: Any, capacity: int) -> None:
     """Check that every customer can be served.
 
     Raises:
-        ValueError: if a demand is above the capacity.
+        ValueError: if a demand is above the capacity, or there is not one for each place.
     """
+    if len(demands) != len(coords):
+        raise ValueError(
+            f"{len(demands)} demands for {len(coords)} places: give one each, 0 for the depot"
+        )
     if max(demands) > capacity:
         raise ValueError(f"a demand is {max(demands)}, above the capacity of {capacity}")

@@ -30,8 +30,8 @@ The start, with a random sign; the corridor's length is random within its bounds
 Terminated: a door. Truncated: after 200 steps.
 
 ## Arguments
-`num_doors` (2 to 8), 4; `corridor_length` (1 to 1,000), 10: most steps from start to junction;
-`min_length` (1 to corridor_length), least steps; None: half of it.
+`num_doors` (2 to 8), 4; `corridor_length` (1 to 199), 10: most steps from start to junction, and
+one more is through a door; `min_length` (1 to corridor_length), least steps; None: half of it.
 """
 
 import numpy as np
@@ -46,6 +46,7 @@ from rlmask_envs.settings import check_size
 FORWARD, BACK, FIRST_DOOR = 0, 1, 2
 AT_START, IN_CORRIDOR, AT_JUNCTION, FIRST_SIGN = range(4)
 MAX_DOORS = 8
+MAX_LENGTH = 199  # the step through a door is the last of 200
 MOST_SHOWN = 24  # cells of a corridor in a picture; of a longer one, the cells around the walker
 COLORS = (
     drawing.RED, drawing.BLUE, drawing.GREEN, drawing.YELLOW,
@@ -56,7 +57,7 @@ COLORS = (
 def setup(num_doors: int = 4, corridor_length: int = 10, min_length: int | None = None) -> Setup:
     """Return what depends on the doors and the corridor."""
     doors = check_size("num_doors", num_doors, 2, MAX_DOORS)
-    longest = check_size("corridor_length", corridor_length, 1, 1000)
+    longest = check_size("corridor_length", corridor_length, 1, MAX_LENGTH)
     shortest = max(1, longest // 2) if min_length is None else min_length
     options = {
         "num_doors": doors,

@@ -7,17 +7,18 @@ changes nothing and gets a gradient of exactly 0. A memory without any place is 
 Dimension key: `*batch` any leading shape, `time` places of a memory, `dim` its depth.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmask.ops.checks import EmptyMaskError
+from rlmask.ops.checks import EmptyMaskError, check_choice
 from rlmask.ops.masking import masked_argmax, masked_softmax
 from rlmask.ops.rows import ZERO
 
 Empty = Literal["error", "zero"]
+EMPTY = get_args(Empty)
 
 
 def length_mask(lengths: Int[Tensor, "*batch"], max_length: int) -> Bool[Tensor, "*batch time"]:
@@ -43,9 +44,10 @@ def attention_weights(
 
     Raises:
         EmptyMaskError: if a row has no place at all and `empty` is `error`.
+        ValueError: if `empty` is neither `error` nor `zero`.
     """
+    _check_places(mask, empty)
     if empty == "error":
-        _check_places(mask)
         return masked_softmax(scores, mask)
     weights = masked_softmax(_where(mask, scores), _never_empty(mask))
     return _where(mask, weights)
@@ -58,14 +60,16 @@ def hard_attention_weights(
 ) -> Float[Tensor, "*batch time"]:
     """Return 1 at the highest score among the places that exist, 0 elsewhere; no gradient.
 
+    Of the same dtype as `attention_weights`, float32 at least.
+
     Raises:
-        EmptyMaskError: as `attention_weights`.
+        EmptyMaskError, ValueError: as `attention_weights`.
     """
-    if empty == "error":
-        _check_places(mask)
+    _check_places(mask, empty)
     best = masked_argmax(_where(mask, scores), _never_empty(mask))
     places = torch.arange(mask.shape[-1], device=mask.device)
-    return ((places == best.unsqueeze(-1)) & mask).to(scores.dtype)
+    dtype = torch.promote_types(scores.dtype, torch.float32)  # as of a softmax
+    return ((places == best.unsqueeze(-1)) & mask).to(dtype)
 
 
 def attend(
@@ -74,7 +78,7 @@ def attend(
     mask: Bool[Tensor, "*batch time"],
 ) -> Float[Tensor, "*batch dim"]:
     """Return the context Σ_t α_t v_t over the places that exist."""
-    # a sum over rows, not a product of matrices: more rows of zeros then change no rounding
+    # more places may change the order of the sum, and so its rounding; what they hold does not
     return (weights.unsqueeze(-1) * only_existing(values, mask)).sum(-2)
 
 
@@ -86,10 +90,9 @@ def masked_mean_pool(
     """Return the mean over the places that exist; their order makes no difference but rounding.
 
     Raises:
-        EmptyMaskError: as `attention_weights`.
+        EmptyMaskError, ValueError: as `attention_weights`.
     """
-    if empty == "error":
-        _check_places(mask)
+    _check_places(mask, empty)
     count = mask.sum(-1, keepdim=True).clamp(min=1)
     return only_existing(x, mask).sum(-2) / count
 
@@ -112,10 +115,13 @@ def _never_empty(mask: Tensor) -> Tensor:
     return mask | ~mask.any(-1, keepdim=True)
 
 
-def _check_places(mask: Tensor) -> None:
-    empty = ~mask.any(-1)
-    if bool(empty.any()):
-        row = empty.nonzero()[0].tolist()
+def _check_places(mask: Tensor, empty: Empty) -> None:
+    check_choice("empty", empty, EMPTY)
+    if empty == "zero":
+        return
+    without = ~mask.any(-1)
+    if bool(without.any()):
+        row = without.nonzero()[0].tolist()
         raise EmptyMaskError(
             f"memory {row} of a mask of shape {tuple(mask.shape)} has no place to attend to; give "
             'it one, or choose empty="zero" for a context of 0'

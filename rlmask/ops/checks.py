@@ -3,7 +3,7 @@
 Dimension key: `*batch` any leading shape, `actions` the union action set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from jaxtyping import Bool, Int
@@ -38,6 +38,12 @@ def debugging(enabled: bool) -> Iterator[None]:
         yield
     finally:
         set_debug(before)
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise `ValueError` unless a value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def check_mask(mask: Bool[Tensor, "*batch actions"]) -> None:

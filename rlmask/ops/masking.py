@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlmask.ops.checks import check_action, check_rows
+from rlmask.ops.checks import check_action, check_choice, check_rows
 from rlmask.ops.rows import MINUS_INF, ZERO, fill_invalid, is_large, softmax_of_rows
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -137,7 +137,11 @@ def masked_max(
 
     Args:
         ties: `split`, they share the gradient equally; `first`, the lowest index has all of it.
+
+    Raises:
+        ValueError: if `ties` is neither.
     """
+    check_choice("ties", ties, ("split", "first"))
     scores = masked_scores(values, mask)
     if ties == "split":
         return scores.amax(dim=-1)

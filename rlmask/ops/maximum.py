@@ -3,12 +3,13 @@
 Dimension key: `*batch` any leading shape, `actions` the union action set, `B` rows, `A` actions.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlmask.ops.checks import check_choice
 from rlmask.ops.distillation import DistillTerms
 from rlmask.ops.masking import (
     masked_log_probs_and_probs,
@@ -102,6 +103,7 @@ def check_confidence(alpha: float, of: Confidence) -> None:
     Raises:
         ValueError: says why there is none.
     """
+    check_choice("of", of, get_args(Confidence))
     if not 0 <= alpha < float("inf"):
         raise ValueError(f"the confidence bonus is {alpha}: it must be finite, and not negative")
     if of == "logits":

@@ -203,6 +203,30 @@ def test_instance_reads_what_the_episode_starts_with():
         cvrp.instance(obs[0])
 
 
+def test_instance_knows_another_capacity():
+    envs = make_vec("CVRP", 20, num_customers=10, num_threads=1)
+    obs, _ = envs.reset(seed=0)
+    for row, state in zip(obs, envs.states, strict=True):
+        assert cvrp.instance(row)[1].tolist() == state.demand.tolist()
+        # demands of d / 20, of which some d is odd, or 10 d / 20 above 9
+        for capacity in (30, 200):
+            with pytest.raises(ValueError, match=f"with a capacity of {capacity} a demand is"):
+                cvrp.instance(row, capacity)
+
+
+def test_instance_knows_what_no_episode_starts_with():
+    envs, state, options = make_by_hand()
+    for node in (1, 0):  # on its way; and back at the depot, full, with a customer served
+        go(envs, state, options, node)
+        obs = np.zeros(39, np.float32)
+        cvrp.observe(state, obs, options)
+        with pytest.raises(ValueError, match="observation that the episode starts with"):
+            cvrp.instance(obs, CAPACITY)
+    for obs in (np.zeros(38), np.zeros((2, 39)), np.zeros(3)):
+        with pytest.raises(ValueError, match="no observation of one CVRP"):
+            cvrp.instance(obs, CAPACITY)
+
+
 def test_reset_sets_every_field():
     envs, state, options = make_by_hand()
     rng, rows = envs._batch.rngs[0], []

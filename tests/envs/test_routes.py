@@ -114,3 +114,6 @@ def test_savings_are_worth_it():
 def test_demands_are_checked(method):
     with pytest.raises(ValueError, match="a demand is 9, above the capacity of 8"):
         method([(0, 0), (1, 0), (0, 1)], [0, 9, 1], 8)
+    for demands in ([0, 1], [0, 1, 1, 1]):
+        with pytest.raises(ValueError, match=f"{len(demands)} demands for 3 places: give one each"):
+            method([(0, 0), (1, 0), (0, 1)], demands, 8)

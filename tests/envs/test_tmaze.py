@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from playing import make_vec, play
 
-from rlmask_envs.tmaze import FIRST_DOOR, FIRST_SIGN, FORWARD
+from rlmask_envs.tmaze import FIRST_DOOR, FIRST_SIGN, FORWARD, MAX_LENGTH
 
 
 def walk(envs, num_steps, choose, seed=0):
@@ -15,7 +15,7 @@ def walk(envs, num_steps, choose, seed=0):
         action = np.where(at_doors, FIRST_DOOR + choose(obs, signs), FORWARD)
         obs, reward, terminated, truncated, info = envs.step(action)
         steps += 1
-        assert not truncated.any() and not reward[~terminated].any()
+        assert not truncated[~terminated].any() and not reward[~terminated].any()
         for index in np.flatnonzero(terminated):
             yield int(signs[index]), int(lengths[index]), int(steps[index]), float(reward[index])
         signs, lengths = envs.states.sign.copy(), envs.states.length.copy()
@@ -31,6 +31,12 @@ def test_only_the_door_of_the_sign_pays(doors):
     assert all(steps == length + 1 and gained == 1 for _, length, steps, gained in episodes)
     wrong = walk(envs, 100, lambda obs, signs: (signs + 1) % doors)
     assert not any(gained for *_, gained in wrong)
+
+
+def test_the_longest_corridor_can_be_won():
+    envs = make_vec("TMaze", 2, corridor_length=MAX_LENGTH, min_length=MAX_LENGTH)
+    episodes = list(walk(envs, 200, lambda obs, signs: signs))
+    assert [(steps, gained) for *_, steps, gained in episodes] == [(200, 1), (200, 1)]
 
 
 @pytest.mark.parametrize("doors", [2, 4])
@@ -74,6 +80,7 @@ def test_to_and_fro_ends():
         ({"num_doors": 1}, "num_doors is 1"),
         ({"num_doors": 9}, "num_doors is 9"),
         ({"corridor_length": 0}, "corridor_length is 0"),
+        ({"corridor_length": 200}, "corridor_length is 200; it takes an integer of 1 to 199"),
         ({"corridor_length": 3, "min_length": 4}, "min_length is 4; it takes an integer of 1 to 3"),
     ],
 )

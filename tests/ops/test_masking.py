@@ -1087,3 +1087,9 @@ def test_inductor_agrees(plain_ops):
             loss = sum(outputs[name].sum() for name in DIFFERENTIABLE if name != "log_softmax")
             results.append((outputs, torch.autograd.grad(loss, scores)[0]))
     assert_close(*results)
+
+
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_what_ties_may_be():
+    with pytest.raises(ValueError, match="ties is 'frist'; choose one of split, first"):
+        ops.masked_max(torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool), "frist")

@@ -148,3 +148,9 @@ def test_the_confidence_of_logits_is_refused():
     for alpha in (-0.1, torch.inf, torch.nan):
         with pytest.raises(ValueError, match="finite"):
             confident_cross_entropy(Z, P, ALL, alpha)
+
+
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_the_confidence_of_what_there_is_not():
+    with pytest.raises(ValueError, match="of is 'prob'; choose one of log_probs, probs, logits"):
+        confidence_bonus(Z[None], ALL[None], 0.1, "prob")
