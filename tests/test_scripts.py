@@ -28,7 +28,7 @@ COMMANDS = {
     "draw_games.py": ["--out", "games.png"],
     "count_invalid_samples.py": ["--help"],
     "kill_and_resume.py": ["--help"],
-    "learned_masks.py": ["--help"],
+    "learned_masks.py": ["--seeds", "1", "--total-steps", "2048", "--out", "learned.png"],
     "mask_ablation.py": ["--help"],
     "memory.py": ["--help"],
     "quantized_students.py": ["--help"],
