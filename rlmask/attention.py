@@ -72,7 +72,8 @@ class LuongAttention(nn.Module):
             )
         check_choice("probability_fn", probability_fn, WEIGHTS)
         check_choice("empty", empty, EMPTY)
-        self.memory_size, self.probability_fn = memory_size, probability_fn
+        self.memory_size, self.query_size = memory_size, query_size
+        self.probability_fn = probability_fn
         self.empty: Empty = empty
         self.memory_weight = orthogonal_weight(units, memory_size, generator)
         self.scale = nn.Parameter(torch.ones(())) if scale else None
@@ -126,7 +127,8 @@ class BahdanauAttention(nn.Module):
         super().__init__()
         check_choice("probability_fn", probability_fn, WEIGHTS)
         check_choice("empty", empty, EMPTY)
-        self.memory_size, self.probability_fn = memory_size, probability_fn
+        self.memory_size, self.query_size = memory_size, query_size
+        self.probability_fn = probability_fn
         self.empty: Empty = empty
         self.memory_weight = orthogonal_weight(units, memory_size, generator)
         self.query_weight = orthogonal_weight(units, query_size, generator)
@@ -204,7 +206,8 @@ class AttentionCell(nn.Module):
         generator: of the initial weights (CPU).
 
     Raises:
-        ValueError: if there are not as many sizes or layers as mechanisms, or both are given.
+        ValueError: if there are not as many sizes or layers as mechanisms, or both are given, or
+            a mechanism's query is of another size; at a step, if there are not as many memories.
     """
 
     def __init__(
@@ -222,11 +225,15 @@ class AttentionCell(nn.Module):
         super().__init__()
         if attention_layer_size is not None and attention_layers is not None:
             raise ValueError("give attention_layer_size or attention_layers, not both")
+        for mechanism in mechanisms:
+            if mechanism.query_size != size:
+                raise ValueError(
+                    f"query_size is {mechanism.query_size}: set it to the cell's size, {size}"
+                )
         self.mechanisms = nn.ModuleList(mechanisms)
         self._mechanisms = list(mechanisms)
-        sizes = [attention_layer_size] if isinstance(attention_layer_size, int) else None
-        if sizes is None and not isinstance(attention_layer_size, int):
-            sizes = list(attention_layer_size) if attention_layer_size is not None else None
+        sizes = attention_layer_size
+        sizes = [sizes] if isinstance(sizes, int) else sizes
         depths = [mechanism.memory_size for mechanism in mechanisms]
         layers = list(attention_layers) if attention_layers is not None else []
         if sizes is not None:
@@ -259,6 +266,7 @@ class AttentionCell(nn.Module):
         memories: Sequence[Memory],
     ) -> tuple[Float[Tensor, " B out"], Float[Tensor, " B S"]]:
         """Return output and next state, of an input that `project` has seen to."""
+        _check_one_each("memories", len(memories), len(self._mechanisms))
         if not self._mechanisms:
             state = self.cell(projected, state)
             return state[:, : self.cell.size], state
@@ -310,11 +318,13 @@ class MultiHeadSelfAttention(nn.Module):
         generator: of the initial weights (CPU).
 
     Raises:
-        ValueError: if D is no multiple of `num_heads`.
+        ValueError: if D is no multiple of `num_heads`, or there are none.
     """
 
     def __init__(self, size: int, num_heads: int, generator: torch.Generator) -> None:
         super().__init__()
+        if num_heads < 1:
+            raise ValueError(f"num_heads is {num_heads}: there must be at least one")
         if size % num_heads:
             raise ValueError(f"size is {size}: it must be a multiple of num_heads = {num_heads}")
         self.num_heads = num_heads

@@ -205,6 +205,7 @@ class PPOConfig:
     def _check_set(self) -> None:
         other = ("conv_filters", "normalize_obs", "popart", "shared_torso", "game_stems")
         given = [name for name in (*other, "game_heads") if getattr(self, name)]
+        ids = self.all_games[0].action_ids
         if given or len(self.all_games) > 1:
             what = given[0] if given else "games"
             raise ValueError(f"encoder: set is for one game, and has no use for {what}")
@@ -212,7 +213,6 @@ class PPOConfig:
             raise ValueError(
                 "encoder: set is for problems of any size, learned_mask for one: choose one"
             )
-        ids = self.all_games[0].action_ids
         if ids is not None and ids != tuple(range(self.num_actions or len(ids))):
             raise ValueError(
                 f"action_ids is {ids}, num_actions {self.num_actions}: with encoder: set row i of "

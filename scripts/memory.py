@@ -40,7 +40,7 @@ def train(config: str, seed: int, run: Path, total_steps: int | None) -> dict[st
     command += ["--seed", str(seed), "--run-dir", str(run)]
     if total_steps:
         command += ["--total-steps", str(total_steps)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # says on stderr what failed
     metrics = [line for line in read_metrics(run) if "rollout/episode_return" in line]
     return {
         "steps": [line["env_steps"] for line in metrics],

@@ -3,6 +3,9 @@
     python scripts/routing.py                          # trains both policies first; over an hour
     python scripts/routing.py --set runs/set --mlp runs/mlp      # runs of the two configs
 
+What is trained stays in runs/routing (`--runs`): called again, the script goes on with a run that
+was stopped there, and takes one that is finished as it is.
+
 The policies are those of configs/ppo/cvrp_set.yaml, which fits any number of customers, and of
 configs/ppo/cvrp.yaml, fully connected layers for 20. Tours are greedy; the first plays with 50
 customers, too, which it has never seen. The lengths of the best tours known are those of Kool et
@@ -13,7 +16,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -41,30 +43,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--set", type=Path, help="run of configs/ppo/cvrp_set.yaml")
     parser.add_argument("--mlp", type=Path, help="run of configs/ppo/cvrp.yaml")
+    parser.add_argument("--runs", type=Path, default=Path("runs/routing"), help="of what it trains")
+    parser.add_argument("--total-steps", type=int, help="in place of those of the configs")
     parser.add_argument("--instances", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "routing.png")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        of_set = arguments.set or train("cvrp_set", Path(folder) / "set")
-        of_mlp = arguments.mlp or train("cvrp", Path(folder) / "mlp")
-        print("| customers | who | mean length | above the best known |")
-        print("|---|---|---|---|")
-        levels = {}
-        for size in (20, 50):
-            levels[size] = heuristics(of_set, size, arguments.instances)
-            levels[size]["set of customers"] = tours(of_set, size, arguments.instances)
-            if size == 20:
-                levels[size]["fully connected layers"] = tours(of_mlp, size, arguments.instances)
-            for name, lengths in levels[size].items():
-                print(row(size, name, lengths), flush=True)
-        draw(of_set, of_mlp, levels[20], arguments.out)
+    of_set = arguments.set or train("cvrp_set", arguments.runs / "set", arguments.total_steps)
+    of_mlp = arguments.mlp or train("cvrp", arguments.runs / "mlp", arguments.total_steps)
+    print("| customers | who | mean length | above the best known |")
+    print("|---|---|---|---|")
+    levels = {}
+    for size in (20, 50):
+        levels[size] = heuristics(of_set, size, arguments.instances)
+        levels[size]["set of customers"] = tours(of_set, size, arguments.instances)
+        if size == 20:
+            levels[size]["fully connected layers"] = tours(of_mlp, size, arguments.instances)
+        for name, lengths in levels[size].items():
+            print(row(size, name, lengths), flush=True)
+    draw(of_set, of_mlp, levels[20], arguments.out)
 
 
-def train(name: str, run: Path) -> Path:
-    """Train a config; return the run."""
-    config = str(ROOT / "configs" / "ppo" / f"{name}.yaml")
-    command = [sys.executable, "-m", "rlmask.cli", "train", config, "--run-dir", str(run)]
+def train(name: str, run: Path, total_steps: int | None) -> Path:
+    """Train a config as far as that is yet to be done; return the run."""
+    if (run / "result.json").is_file():
+        return run
+    command = [sys.executable, "-m", "rlmask.cli", "train"]
+    if run.exists():
+        command += ["--resume", str(run)]
+    else:
+        command += [str(ROOT / "configs" / "ppo" / f"{name}.yaml"), "--run-dir", str(run)]
+        command += ["--total-steps", str(total_steps)] if total_steps else []
     subprocess.run(command, check=True)
     return run
 

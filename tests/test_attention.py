@@ -184,6 +184,16 @@ class TestCell:
         output, after = cell(x, state, [])
         torch.testing.assert_close(after, plain(plain.project(x), state))
         assert torch.equal(output, after[:, :6])
+        made = LuongAttention(6, 2, 6, generator=generator())
+        memory = memorize(made, torch.ones(2, 3, 2), torch.ones(2, 3, dtype=torch.bool))
+        with pytest.raises(ValueError, match="memories has 1 entries for 0 mechanisms: give one"):
+            cell(x, state, [memory])
+
+    @pytest.mark.parametrize("cls", [LuongAttention, BahdanauAttention])
+    def test_the_query_is_the_cells_output(self, cls):
+        made = cls(2, 3, 2, generator=generator())
+        with pytest.raises(ValueError, match="query_size is 2: set it to the cell's size, 4"):
+            AttentionCell("lstm", 5, 4, [made], generator=generator())
 
 
 @pytest.mark.parametrize("cls", [LuongAttention, BahdanauAttention])
@@ -287,6 +297,11 @@ class TestSelfAttention:
     def test_heads_divide_the_size(self):
         with pytest.raises(ValueError, match="multiple of num_heads = 3"):
             MultiHeadSelfAttention(8, 3, generator())
+        for heads in (0, -2):
+            with pytest.raises(
+                ValueError, match=f"num_heads is {heads}: there must be at least one"
+            ):
+                MultiHeadSelfAttention(8, heads, generator())
 
 
 def test_making_them_does_not_touch_the_global_generator():

@@ -1,6 +1,7 @@
 """The scripts that need no other library run, on little."""
 
 import json
+import runpy
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -110,6 +111,29 @@ def test_students_that_were_trained_again_are_measured_again(tmp_path, monkeypat
     teachers[0].digest = "another"
     assert newly_measured() == everything
     assert newly_measured() == []
+
+
+@pytest.mark.slow
+def test_memory_says_why_a_run_failed(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "memory.py"), "--total-steps", "-5"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "total_steps is -5: it must be at least 1" in done.stderr
+
+
+def test_routing_trains_what_is_not_finished(tmp_path, monkeypatch):
+    train, commands = runpy.run_path(str(SCRIPTS / "routing.py"))["train"], []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command[4:]))
+    new, begun, finished = (tmp_path / name for name in ("new", "begun", "finished"))
+    begun.mkdir()
+    finished.mkdir()
+    (finished / "result.json").write_text("{}")
+    for run in (new, begun, finished):
+        assert train("cvrp", run, 640) == run
+    config = str(SCRIPTS.parent / "configs" / "ppo" / "cvrp.yaml")
+    assert commands == [
+        [config, "--run-dir", str(new), "--total-steps", "640"],
+        ["--resume", str(begun)],
+    ]
 
 
 def test_all_others_compare_with_peers_or_need_a_compiler():
