@@ -115,6 +115,7 @@ def check_envs(config: Any) -> None:
     Raises:
         ValueError: names the settings and the remedy.
     """
+    check_literals(config)
     if bool(config.env) == bool(config.games):
         raise ValueError("set either env or games")
     if config.games and (config.env_kwargs or config.mask_source != "auto"):

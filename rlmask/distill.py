@@ -29,7 +29,6 @@ from rlmask.config import (
     check_envs,
     check_equal_shares,
     check_finite,
-    check_literals,
     check_positive,
     check_unit_interval,
 )
@@ -214,7 +213,6 @@ class DistillConfig:
         Raises:
             ValueError: names the fields and the remedy.
         """
-        check_literals(self)
         check_envs(self)
         check_at_least(self, 1, "num_gradient_steps", "batch_size", "learning_starts")
         check_at_least(self, 1, "teacher_share_steps", "distill_coef_steps")

@@ -23,7 +23,6 @@ from rlmask.config import (
     check_at_least,
     check_envs,
     check_finite,
-    check_literals,
     check_positive,
     check_unit_interval,
 )
@@ -171,7 +170,6 @@ class PPOConfig:
         Raises:
             ValueError: names the fields and the remedy.
         """
-        check_literals(self)
         check_envs(self)
         check_at_least(self, 1, "num_epochs", "num_minibatches")
         if self.steps_per_update % self.num_minibatches:

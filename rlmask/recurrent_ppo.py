@@ -24,7 +24,6 @@ from rlmask.config import (
     check_at_least,
     check_envs,
     check_finite,
-    check_literals,
     check_positive,
     check_unit_interval,
 )
@@ -155,7 +154,6 @@ class RecurrentPPOConfig:
         Raises:
             ValueError: names the fields and the remedy.
         """
-        check_literals(self)
         if self.games:
             raise ValueError("recurrent_ppo plays one env: set env, not games; ppo plays several")
         check_envs(self)

@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rlmask.config import check_at_least, check_finite, check_positive, check_unit_interval
+from rlmask.config import (
+    check_at_least,
+    check_finite,
+    check_literals,
+    check_positive,
+    check_unit_interval,
+)
 from rlmask.layers import head, linear_pullback
 from rlmask.ops import (
     Ridge,
@@ -78,6 +84,7 @@ class ValidityConfig:
         Raises:
             ValueError: names the field and the remedy.
         """
+        check_literals(self)
         check_unit_interval(self, "threshold", "precision", "kept", "explore", "held_out")
         check_at_least(self, 1, "least_predictions", "window", "period")
         check_at_least(self, 2, "capacity", "batch_size")

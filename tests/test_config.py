@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from rlmask import runs
 from rlmask.config import ConfigError, build, check_literals, read_yaml, suggest, to_settings
 from rlmask.distill import DistillConfig
+from rlmask.dqn import DQNConfig
 from rlmask.ppo import PPOConfig
 from rlmask.pqn import PQNConfig
 from rlmask.recurrent_ppo import RecurrentPPOConfig
+from rlmask.validity import ValidityConfig
 from rlmask.vector import Game
 
 ALL = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -336,6 +338,7 @@ def test_the_configs_of_the_repository_hold(path):
         (PPOConfig, {"mask_source": "Info"}, "mask_source is 'Info'; choose one of auto, info"),
         (RecurrentPPOConfig, {"attention": "Luong"}, "attention is 'Luong'; choose one of none, l"),
         (RecurrentPPOConfig, {"cell": "GRU"}, "cell is 'GRU'; choose one of gru, lstm"),
+        (DQNConfig, {"distribution": "C51"}, "distribution is 'C51'; choose one of none, cat"),
         (PQNConfig, {"activation": "ReLU"}, "activation is 'ReLU'; choose one of tanh, relu"),
         (DistillConfig, {"loss": "kl"}, "loss is 'kl'; choose one of policy, reverse"),
         (DistillConfig, {"temperature": "Auto"}, "temperature is 'Auto'; it must be a number or a"),
@@ -344,6 +347,12 @@ def test_the_configs_of_the_repository_hold(path):
 def test_a_name_that_there_is_not_is_refused_without_a_file_too(cls, settings, words):
     with pytest.raises(ConfigError, match=words):
         cls(env="any", **settings)
+
+
+@pytest.mark.usefixtures("types_are_not_checked")
+def test_a_rule_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError, match="rule is 'bounds'; choose one of threshold, bound"):
+        ValidityConfig(rule="bounds")
 
 
 @pytest.mark.usefixtures("types_are_not_checked")
