@@ -35,7 +35,7 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _types_are_checked_where_it_is_quick(request, monkeypatch):
-    """Checking the types of every call takes three times as long as a small training itself."""
+    """Checking the types of every call takes several times as long as a small training."""
     is_slow = request.node.get_closest_marker("slow") is not None
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", is_slow)
 

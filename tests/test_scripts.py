@@ -1,7 +1,6 @@
 """The scripts that need no other library run, on little."""
 
 import json
-import runpy
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -121,7 +120,7 @@ def test_memory_says_why_a_run_failed(tmp_path):
 
 
 def test_routing_trains_what_is_not_finished(tmp_path, monkeypatch):
-    train, commands = runpy.run_path(str(SCRIPTS / "routing.py"))["train"], []
+    train, commands = loaded("routing").train, []
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command[4:]))
     new, begun, finished = (tmp_path / name for name in ("new", "begun", "finished"))
     begun.mkdir()
